@@ -1,0 +1,105 @@
+# Everything a developer and the continuous integration need. `make` alone lists the targets.
+# Every test run has a time limit. GOFLAGS of the environment are respected.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO            ?= go
+VERSION       ?= devel
+CACHE         := $(CURDIR)/.cache
+GOLANGCI      := $(CACHE)/bin/golangci-lint
+GOLANGCI_VERSION := v2.15.0
+# Packages by the kind of their tests; what is not there yet is left out.
+SIM_PACKAGES  := $(if $(wildcard sim/*_test.go),./sim/...)
+E2E_PACKAGES  := ./cmd/lockstep $(if $(shell find test -name '*_test.go' 2>/dev/null),./test/...)
+SEEDS         ?= 500
+SEED          ?=
+FUZZTIME      ?= 10s
+APT_PACKAGES  := qemu-utils fio nbdkit libnbd-bin jq
+
+export CGO_ENABLED ?= 0
+
+.PHONY: help build dev demo deps lint fmt unit sim e2e failover-time soak test fuzz generate check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 18
+
+build: ## build bin/lockstep
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/lockstep ./cmd/lockstep
+
+dev: build ## run a whole deployment of two zones in ./out/dev (DIR=… for another place)
+	exec bin/lockstep dev --dir $(or $(DIR),out/dev)
+
+demo: build ## kill a zone under load, fail over, prove that nothing was lost
+	bin/lockstep demo
+
+deps: ## install what tests and lint need, if it is missing
+	@missing=""; \
+	for tool in qemu-img qemu-io fio nbdkit nbdinfo jq; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [[ -n "$$missing" ]]; then \
+		echo "missing:$$missing"; \
+		if ! command -v apt-get >/dev/null; then echo "no apt-get: end-to-end tests that need these are skipped"; \
+		else \
+			sudo=""; if [[ $$(id -u) -ne 0 ]]; then sudo="sudo -n"; fi; \
+			$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $(APT_PACKAGES) >/dev/null \
+				|| echo "not installed: end-to-end tests that need these are skipped"; \
+		fi; \
+	fi
+	@$(MAKE) --no-print-directory $(GOLANGCI)
+
+$(GOLANGCI):
+	@mkdir -p $(dir $@)
+	GOBIN=$(dir $@) GOFLAGS=-buildvcs=false $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+lint: $(GOLANGCI) ## golangci-lint with the rules of .golangci.yml
+	GOLANGCI_LINT_CACHE=$(CACHE)/golangci-lint $(GOLANGCI) run --allow-parallel-runners --timeout 15m ./...
+
+fmt: $(GOLANGCI) ## format all code
+	$(GOLANGCI) fmt ./...
+
+# The race detector needs cgo and a C compiler; without one the same tests run without it.
+RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
+UNIT_PACKAGES = $$($(GO) list ./... | grep -v -e /sim$$ -e /sim/ -e /test$$ -e /test/)
+
+unit: ## unit tests, with the race detector
+	CGO_ENABLED=$(if $(RACE),1,0) $(GO) test $(RACE) -short -tags invariants -timeout 5m $(UNIT_PACKAGES)
+
+sim: ## simulation: SEEDS=n for so many runs, SEED=x to repeat one
+ifneq ($(SIM_PACKAGES),)
+	$(GO) test -tags invariants -timeout 10m -count=1 ./sim $(if $(SEED),-v -seed $(SEED),-seeds $(SEEDS))
+else
+	@echo "no simulation in this tree"
+endif
+
+e2e: build ## end-to-end tests against real processes, the demonstration included
+	LOCKSTEP_BIN=$(CURDIR)/bin/lockstep $(GO) test -timeout 20m -count=1 -p 1 -parallel 2 $(E2E_PACKAGES)
+
+failover-time: build ## 20 rounds of losing a zone under load: median and maximum of the failover
+	LOCKSTEP_BIN=$(CURDIR)/bin/lockstep $(GO) test ./test/e2e -run LosingAZone -rounds 20 -v -count=1 -timeout 15m
+
+SOAK ?= 10m
+soak: build ## random faults on real processes for SOAK
+	LOCKSTEP_BIN=$(CURDIR)/bin/lockstep $(GO) test ./test/e2e -run AnySequence -random $(SOAK) -v -count=1 -timeout 0
+
+# One after the other, whatever -j says: they share the machine's cores.
+test: ## everything: deps, lint, unit, sim, e2e
+	@for step in deps lint unit sim e2e; do $(MAKE) --no-print-directory $$step; done
+
+fuzz: ## every fuzz target for FUZZTIME
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -timeout 5m $$pkg; \
+		done; \
+	done
+
+generate: ## write generated files anew
+	$(GO) generate ./...
+
+check: lint test generate ## lint, test, and generated files are up to date
+	@git diff --exit-code -- . || { echo "generated files were not up to date"; exit 1; }
+	@test -z "$$(git status --porcelain)" || { git status --short; echo "the tree is not clean"; exit 1; }
+
+clean: ## remove what was built
+	rm -rf bin out
