@@ -1,0 +1,237 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/lockstep-dr/lockstep/block"
+)
+
+const (
+	// cachePieceBytes is how much a CACHE request reads at a time.
+	cachePieceBytes = 256 << 10
+	// statusRangeBytes and statusMaxExtents bound what one BLOCK_STATUS asks of the device and
+	// sends. The protocol lets a server answer for less than was asked; the client asks on.
+	statusRangeBytes = 1 << 30
+	statusMaxExtents = 4096
+	// statusCostBytes is what a BLOCK_STATUS counts against the bytes in flight, since the device
+	// makes its list in memory.
+	statusCostBytes = 1 << 20
+)
+
+// allowedFlags are the flags that each command may carry. FUA is allowed everywhere (NBD spec,
+// "Command flags"): clients are known to set it on reads. FAST_ZERO is not advertised.
+var allowedFlags = [...]uint16{
+	CmdRead:        CmdFlagFUA | CmdFlagDF,
+	CmdWrite:       CmdFlagFUA,
+	CmdDisc:        CmdFlagFUA,
+	CmdFlush:       CmdFlagFUA,
+	CmdTrim:        CmdFlagFUA,
+	CmdCache:       CmdFlagFUA,
+	CmdWriteZeroes: CmdFlagFUA | CmdFlagNoHole,
+	CmdBlockStatus: CmdFlagFUA | CmdFlagReqOne,
+}
+
+// check finds what is wrong with a request by its header alone, and sets errno and text.
+func (t *transmission) check(q *request) {
+	switch errno, text := t.verdict(q); {
+	case errno != 0:
+		q.errno, q.text = errno, text
+	case t.refusing.Load():
+		q.errno, q.text = ESHUTDOWN, "the export is being closed"
+	}
+}
+
+func (t *transmission) verdict(q *request) (Errno, string) {
+	if int(q.cmd) >= len(allowedFlags) {
+		return EINVAL, "unknown command"
+	}
+	if q.flags&^allowedFlags[q.cmd] != 0 || q.flags&CmdFlagDF != 0 && !t.sel.structured {
+		return EINVAL, "flag not allowed for this command"
+	}
+	switch q.cmd {
+	case CmdWrite, CmdTrim, CmdWriteZeroes:
+		if t.sel.export.ReadOnly {
+			return EPERM, "the export is read-only"
+		}
+	case CmdFlush:
+		if q.off != 0 || q.length != 0 {
+			return EINVAL, "a flush has neither offset nor length"
+		}
+		return 0, ""
+	case CmdBlockStatus:
+		if !t.sel.allocation {
+			return EINVAL, "base:allocation was not negotiated"
+		}
+		if q.length == 0 {
+			return EINVAL, "block status of no bytes"
+		}
+	}
+	if (q.cmd == CmdRead || q.cmd == CmdWrite) && int64(q.length) > int64(t.limits.RequestBytes) {
+		return EINVAL, "request larger than the announced maximum"
+	}
+	if q.off > math.MaxInt64 || block.CheckRange(int64(q.off), int64(q.length), t.sel.export.Device.Size()) != nil {
+		if q.cmd == CmdWrite || q.cmd == CmdWriteZeroes {
+			return ENOSPC, "beyond the end of the export"
+		}
+		return EINVAL, "beyond the end of the export"
+	}
+	return 0, ""
+}
+
+// cost is the number of bytes that serving the request holds in memory.
+func (q *request) memoryCost() int64 {
+	if q.errno != 0 {
+		return 0
+	}
+	switch q.cmd {
+	case CmdRead, CmdWrite:
+		return int64(q.length)
+	case CmdBlockStatus:
+		return statusCostBytes
+	case CmdCache:
+		return cachePieceBytes
+	default:
+		return 0
+	}
+}
+
+// execute calls the device and makes the reply.
+func (t *transmission) execute(q *request) {
+	errno, text := q.errno, q.text
+	if errno == 0 {
+		if err := t.command(q); err != nil {
+			errno, text = errnoOf(q.cmd, err), err.Error()
+			if t.ctx.Err() == nil { // else it was given up, which is no fault of the device
+				t.deviceError.Do(func() {
+					t.log.Warn("request failed; further ones of this connection are only counted",
+						"op", commandNames[q.metricCmd()], "offset", q.off, "length", q.length, "errno", errno, "error", err)
+				})
+			}
+		}
+	}
+	if errno != 0 {
+		q.failed(t.sel.structured, errno, text)
+	}
+	if t.metrics != nil {
+		bytes := 0
+		if errno == 0 && (q.cmd == CmdRead || q.cmd == CmdWrite) {
+			bytes = int(q.length)
+		}
+		t.metrics.End(q.metricCmd(), bytes, errno, time.Since(q.began))
+	}
+}
+
+// command carries out a request that passed check and makes its reply unless it fails.
+func (t *transmission) command(q *request) error {
+	dev, off, length := t.sel.export.Device, int64(q.off), int64(q.length)
+	fua := q.flags&CmdFlagFUA != 0
+	switch q.cmd {
+	case CmdRead:
+		return t.read(q)
+	case CmdWrite:
+		if err := dev.WriteAt(t.ctx, q.data, off, fua); err != nil {
+			return err
+		}
+	case CmdFlush:
+		if err := dev.Flush(t.ctx); err != nil {
+			return err
+		}
+	case CmdTrim:
+		if err := dev.Trim(t.ctx, off, length, fua); err != nil {
+			return err
+		}
+	case CmdWriteZeroes:
+		flags := block.ZeroFlags{NoHole: q.flags&CmdFlagNoHole != 0, FUA: fua}
+		if err := dev.Zero(t.ctx, off, length, flags); err != nil {
+			return err
+		}
+	case CmdCache:
+		if err := t.cache(off, length); err != nil {
+			return err
+		}
+	case CmdBlockStatus:
+		return t.blockStatus(q)
+	default:
+		return fmt.Errorf("command %d passed the check", q.cmd)
+	}
+	q.simple(0)
+	return nil
+}
+
+// read answers NBD_CMD_READ with one chunk, so DF is always honoured.
+func (t *transmission) read(q *request) error {
+	var body []byte
+	if q.length > 0 {
+		q.buf = getBuffer(int(q.length))
+		body = q.buf.b[:q.length]
+	}
+	if err := t.sel.export.Device.ReadAt(t.ctx, body, int64(q.off)); err != nil {
+		return err
+	}
+	switch {
+	case !t.sel.structured:
+		q.simple(0)
+		q.body = body
+	case q.length == 0:
+		q.chunk(ReplyTypeNone, 0, nil) // a data chunk must hold at least one byte
+	default:
+		q.chunk(ReplyTypeOffsetData, 8, body)
+		binary.BigEndian.PutUint64(q.head[StructuredReplyBytes:], q.off)
+	}
+	return nil
+}
+
+// cache reads the range for nothing, which brings it into the page cache.
+func (t *transmission) cache(off, length int64) error {
+	buf := getBuffer(cachePieceBytes)
+	defer putBuffer(buf)
+	for length > 0 {
+		n := min(length, cachePieceBytes)
+		if err := t.sel.export.Device.ReadAt(t.ctx, buf.b[:n], off); err != nil {
+			return err
+		}
+		if err := t.ctx.Err(); err != nil {
+			return err
+		}
+		off, length = off+n, length-n
+	}
+	return nil
+}
+
+// blockStatus answers NBD_CMD_BLOCK_STATUS for base:allocation.
+func (t *transmission) blockStatus(q *request) error {
+	list, err := t.sel.export.Device.Extents(t.ctx, int64(q.off), min(int64(q.length), statusRangeBytes))
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		return fmt.Errorf("device gave no extents for [%d,+%d)", q.off, q.length)
+	}
+	most := statusMaxExtents
+	if q.flags&CmdFlagReqOne != 0 {
+		most = 1
+	}
+	list = list[:min(len(list), most)]
+	q.buf = getBuffer(8 * len(list))
+	body := q.buf.b[:0]
+	for _, e := range list {
+		if e.Len <= 0 || e.Len > int64(q.length) {
+			return fmt.Errorf("device gave an extent of %d bytes for [%d,+%d)", e.Len, q.off, q.length)
+		}
+		var state uint32
+		if e.Hole {
+			state |= StateHole
+		}
+		if e.Zero {
+			state |= StateZero
+		}
+		body = binary.BigEndian.AppendUint32(body, uint32(e.Len))
+		body = binary.BigEndian.AppendUint32(body, state)
+	}
+	q.chunk(ReplyTypeBlockStatus, 4, body)
+	binary.BigEndian.PutUint32(q.head[StructuredReplyBytes:], allocationContextID)
+	return nil
+}

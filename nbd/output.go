@@ -1,0 +1,105 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"net"
+	"runtime"
+	"sync"
+)
+
+// copyBytes is the longest reply body that is copied behind its header; a longer one is written
+// from where it lies.
+const copyBytes = 1024
+
+// output queues replies and writes all that are queued in one system call. There is no writer
+// goroutine: a worker that finds nobody writing becomes the writer until the queue is empty. The
+// queue is bounded by the slots, which a request keeps until its reply is written.
+type output struct {
+	nc     net.Conn
+	done   func(n int, bytes int64) // called when n replies are written or dropped
+	failed func(error)              // called once, by the writer
+
+	mu      sync.Mutex // guards queue, writing
+	queue   []*request
+	writing bool
+
+	// Owned by the writer.
+	spare  []*request  // the queue's other half
+	small  []byte      // headers and short bodies of the batch, back to back
+	pieces net.Buffers // what is written: slices of small, and long bodies
+	send   net.Buffers // the same, consumed by WriteTo
+	broken bool
+}
+
+// add queues a finished request and writes unless somebody else is. gather says that further
+// replies are expected right away, which makes it worth letting other workers run first.
+func (o *output) add(q *request, gather bool) {
+	o.mu.Lock()
+	o.queue = append(o.queue, q)
+	if o.writing {
+		o.mu.Unlock()
+		return
+	}
+	o.writing = true
+	o.mu.Unlock()
+	if gather {
+		runtime.Gosched()
+	}
+	for {
+		o.mu.Lock()
+		batch := o.queue
+		if len(batch) == 0 {
+			o.writing = false
+			o.mu.Unlock()
+			return
+		}
+		o.queue, o.spare = o.spare[:0], batch
+		o.mu.Unlock()
+		o.write(batch)
+	}
+}
+
+// write sends a batch and frees its requests.
+func (o *output) write(batch []*request) {
+	if !o.broken {
+		if err := o.writeAll(batch); err != nil {
+			o.broken = true
+			o.failed(err)
+		}
+	}
+	var bytes int64
+	for i, q := range batch {
+		bytes += q.cost
+		q.free()
+		batch[i] = nil
+	}
+	o.done(len(batch), bytes)
+}
+
+func (o *output) writeAll(batch []*request) error {
+	small, pieces, start := o.small[:0], o.pieces[:0], 0
+	for _, q := range batch {
+		small = append(small, q.head[:q.headLen]...)
+		if len(q.body) <= copyBytes {
+			small = append(small, q.body...)
+			continue
+		}
+		pieces = append(pieces, small[start:], q.body)
+		start = len(small)
+	}
+	if start < len(small) {
+		pieces = append(pieces, small[start:])
+	}
+	o.small, o.pieces = small, pieces
+	if len(pieces) == 1 {
+		_, err := o.nc.Write(pieces[0])
+		return err
+	}
+	o.send = pieces
+	_, err := o.send.WriteTo(o.nc)
+	clear(o.pieces) // bodies go back to their pools
+	return err
+}
+
+// requestMagicOK checks the first field of a request header.
+func requestMagicOK(h []byte) bool { return binary.BigEndian.Uint32(h) == MagicRequest }
