@@ -1,0 +1,145 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// ChangeKind says what a Change tells.
+type ChangeKind uint8
+
+// Kinds of change.
+const (
+	// ChangePut: the record is there with this value.
+	ChangePut ChangeKind = iota + 1
+	// ChangeDeleted: the key is gone. Value is zero.
+	ChangeDeleted
+	// ChangeSynced is the marker: everything in the store at ModRev has been delivered. It comes
+	// alone at the end of the batch of each complete list, the first one included. Key is empty.
+	ChangeSynced
+	// ChangeBad: the key is there but its value cannot be decoded; Err says why. Value is zero.
+	ChangeBad
+)
+
+func (k ChangeKind) String() string {
+	switch k {
+	case ChangePut:
+		return "put"
+	case ChangeDeleted:
+		return "deleted"
+	case ChangeSynced:
+		return "synced"
+	case ChangeBad:
+		return "bad"
+	}
+	return fmt.Sprintf("ChangeKind(%d)", uint8(k))
+}
+
+// Change is one step of what Follow tells.
+type Change[T any] struct {
+	Kind      ChangeKind
+	Key       string
+	ModRev    int64 // of the change; for ChangeSynced the list's revision
+	CreateRev int64
+	Value     T
+	Err       error // for ChangeBad
+}
+
+// Bounds of the pause between two lists.
+const (
+	relistFirst   = 50 * time.Millisecond
+	relistLongest = 2 * time.Second
+)
+
+// Follow keeps a caller's picture of all records with the prefix current: it lists, then watches,
+// and lists again when the watch ended because history was compacted. tell gets every change in
+// order, in batches, from Follow's own goroutine; while it runs nothing else is delivered. After
+// a list it is told only what differs from what it was told before, deletions included, and then
+// ChangeSynced. Changes that were overtaken between two lists are left out.
+//
+// Follow waits out an unavailable store with a bounded back-off. It returns only when ctx has
+// ended, with ctx's cause.
+func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch []Change[T])) error {
+	known := map[string]int64{} // key to the ModRev that was told
+	failed := 0
+	for {
+		kvs, rev, err := s.List(ctx, prefix)
+		if err == nil {
+			tell(diffList[T](known, kvs, rev))
+			if followWatch(ctx, s, prefix, rev, known, tell) {
+				failed = 0
+			}
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		// A closed watch is paused after as well: a store whose history is compacted faster than
+		// it can be read, or that was closed, must not be asked in a tight loop.
+		if err := sleep(ctx, jitter(relistFirst, relistLongest, failed)); err != nil {
+			return err
+		}
+		failed++
+	}
+}
+
+// followWatch tells the changes after rev until the watch ends, and whether there were any.
+func followWatch[T any](ctx context.Context, s Store, prefix string, rev int64, known map[string]int64, tell func([]Change[T])) (told bool) {
+	// The watch must not outlive this call, whatever ended it.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for events := range s.Watch(ctx, prefix, rev) {
+		batch := make([]Change[T], 0, len(events))
+		for _, ev := range events {
+			if ev.Deleted {
+				delete(known, ev.Key)
+				batch = append(batch, Change[T]{Kind: ChangeDeleted, Key: ev.Key, ModRev: ev.ModRev})
+				continue
+			}
+			known[ev.Key] = ev.ModRev
+			batch = append(batch, decodeChange[T](ev.KV))
+		}
+		if ctx.Err() != nil {
+			return told
+		}
+		told = true
+		tell(batch)
+	}
+	return told
+}
+
+// diffList gives what a list tells beyond what is known, ends it with the marker and updates known.
+func diffList[T any](known map[string]int64, kvs []KV, rev int64) []Change[T] {
+	var batch []Change[T]
+	present := make(map[string]struct{}, len(kvs))
+	for _, kv := range kvs {
+		present[kv.Key] = struct{}{}
+	}
+	for _, key := range slices.Sorted(maps.Keys(known)) {
+		if _, ok := present[key]; !ok {
+			delete(known, key)
+			batch = append(batch, Change[T]{Kind: ChangeDeleted, Key: key, ModRev: rev})
+		}
+	}
+	for _, kv := range kvs {
+		if known[kv.Key] == kv.ModRev {
+			continue
+		}
+		known[kv.Key] = kv.ModRev
+		batch = append(batch, decodeChange[T](kv))
+	}
+	return append(batch, Change[T]{Kind: ChangeSynced, ModRev: rev})
+}
+
+func decodeChange[T any](kv KV) Change[T] {
+	c := Change[T]{Kind: ChangePut, Key: kv.Key, ModRev: kv.ModRev, CreateRev: kv.CreateRev}
+	v, err := Decode[T](kv.Value)
+	if err != nil {
+		c.Kind, c.Err = ChangeBad, fmt.Errorf("record %s: %w", kv.Key, err)
+		return c
+	}
+	c.Value = v
+	return c
+}
