@@ -1,0 +1,86 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/disk/vfs"
+)
+
+// Config is what one storage daemon needs to know. Zero durations take the default.
+type Config struct {
+	ID            lockstep.NodeID `yaml:"id"`
+	AZ            lockstep.AZ     `yaml:"az"`
+	Pool          string          `yaml:"pool"`           // directory of the volumes
+	Replicate     string          `yaml:"replicate"`      // host:port to listen on for peers; port 0: any free one
+	Advertise     string          `yaml:"advertise"`      // host:port given to peers; default: what was bound
+	NBDSocket     string          `yaml:"nbd_socket"`     // Unix socket path; empty: none
+	NBDAddress    string          `yaml:"nbd_address"`    // host:port; empty: none
+	Metrics       string          `yaml:"metrics"`        // host:port of /metrics and /healthz; empty: none
+	PIDFile       string          `yaml:"pid_file"`       // written at start, removed at a clean stop
+	EtcdEndpoints []string        `yaml:"etcd_endpoints"` // URLs
+	EtcdCA        string          `yaml:"etcd_ca"`
+	EtcdCert      string          `yaml:"etcd_cert"`
+	EtcdKey       string          `yaml:"etcd_key"`
+	BootIDPath    string          `yaml:"boot_id_path"` // default /proc/sys/kernel/random/boot_id
+
+	TripAfter   time.Duration `yaml:"trip_after"`   // silence of a secondary before a trip, default 3s
+	LeaseTTL    time.Duration `yaml:"lease_ttl"`    // read lease, default 1s
+	LeaseMargin time.Duration `yaml:"lease_margin"` // allowance for clock drift, default 100ms
+	Heartbeat   time.Duration `yaml:"heartbeat"`    // default 200ms
+	FlushEvery  time.Duration `yaml:"flush_every"`  // background flush, default 1s
+
+	fs      vfs.FS      // nil: the operating system's; tests break it
+	hostID  string      // "": /etc/machine-id
+	started func(*Node) // nil, or called when the engine runs
+}
+
+// WithDefaults fills in what was left out.
+func (c Config) WithDefaults() Config {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.TripAfter, 3*time.Second)
+	def(&c.LeaseTTL, time.Second)
+	def(&c.LeaseMargin, 100*time.Millisecond)
+	def(&c.Heartbeat, 200*time.Millisecond)
+	def(&c.FlushEvery, time.Second)
+	if c.Replicate == "" {
+		c.Replicate = "127.0.0.1:0"
+	}
+	return c
+}
+
+// Validate names every field that is wrong.
+func (c Config) Validate() error {
+	var errs []error
+	need := func(field, value string) {
+		if strings.TrimSpace(value) == "" {
+			errs = append(errs, fmt.Errorf("%s: must be set", field))
+		}
+	}
+	need("id", string(c.ID))
+	need("az", string(c.AZ))
+	need("pool", c.Pool)
+	if strings.ContainsAny(string(c.ID), "/ ") {
+		errs = append(errs, fmt.Errorf("id: %q may not hold a slash or a blank", c.ID))
+	}
+	if len(c.EtcdEndpoints) == 0 {
+		errs = append(errs, errors.New("etcd_endpoints: at least one URL is needed"))
+	}
+	if c.NBDSocket == "" && c.NBDAddress == "" {
+		errs = append(errs, errors.New("nbd_socket, nbd_address: at least one must be set"))
+	}
+	if c.LeaseTTL >= c.TripAfter {
+		errs = append(errs, fmt.Errorf("lease_ttl: %s must be less than trip_after (%s)", c.LeaseTTL, c.TripAfter))
+	}
+	if c.Heartbeat*2 > c.LeaseTTL {
+		errs = append(errs, fmt.Errorf("heartbeat: %s must be at most half of lease_ttl (%s)", c.Heartbeat, c.LeaseTTL))
+	}
+	return errors.Join(errs...)
+}

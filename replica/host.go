@@ -1,0 +1,327 @@
+// Package replica is the replication engine of a node: the thin loop around package protocol for
+// each group, the data path of each volume, the links to other nodes, and the secondary's side of
+// them. It decides nothing about epochs: it feeds the state machine from sockets, disks, the store
+// and time, and carries out its actions.
+//
+//	NBD request -> Volume -> intent, local I/O --------------------> acknowledged
+//	                  |                                                  ^
+//	                  +-> link (one for each group and secondary node) --+
+//	                                  |
+//	                  inbox of the secondary's group -> local I/O -> answer
+package replica
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/disk"
+	"github.com/lockstep-dr/lockstep/protocol"
+	"github.com/lockstep-dr/lockstep/wire"
+)
+
+// Store is what the engine needs of the store. Calls are bounded in time by ctx.
+type Store interface {
+	// Propose reads the record, applies change and commits by compare-and-swap.
+	Propose(ctx context.Context, g lockstep.GroupID, change func(protocol.Record) (protocol.Record, error)) error
+	// Read reads the record, linearizably.
+	Read(ctx context.Context, g lockstep.GroupID) (protocol.Record, error)
+	// PutAnswer writes the node's answer.
+	PutAnswer(ctx context.Context, a protocol.Answer) error
+	// Advance runs protocol.Advance for the group and commits what comes of it.
+	Advance(ctx context.Context, g lockstep.GroupID) error
+}
+
+// Config is what a Host is told.
+type Config struct {
+	Node     lockstep.NodeID
+	AZ       lockstep.AZ
+	Cluster  string
+	BootID   lockstep.BootID
+	Instance string
+	Start    uint64
+	Software string
+
+	TripAfter, LeaseTTL, LeaseMargin, Heartbeat, FlushEvery time.Duration
+
+	Store   Store
+	Resolve func(lockstep.NodeID) (addr string, ok bool) // host:port of a node's replication listener
+	Changed func(lockstep.GroupID)                       // a group's view changed; must not block
+	Log     *slog.Logger
+}
+
+// Host is the engine of one node.
+type Host struct {
+	cfg     Config
+	pool    *disk.Pool
+	log     *slog.Logger
+	bootKey uint64
+	conns   atomic.Uint64
+	ctx     context.Context
+	stop    context.CancelFunc
+	tasks   sync.WaitGroup
+
+	accessMu sync.Mutex // serializes who a volume belongs to and how it is served outside groups
+
+	mu      sync.Mutex // guards what follows
+	groups  map[lockstep.GroupID]*Group
+	vols    map[lockstep.VolumeID]*Volume
+	owner   map[lockstep.VolumeID]*Group
+	refused map[lockstep.VolumeID]access
+	beats   map[lockstep.NodeID]*beat
+}
+
+// access is how a volume outside every group is treated.
+type access struct {
+	plain  bool
+	reason string
+}
+
+// NewHost makes the engine over an open pool. Groups that the pool knows are started at once, from
+// what was persisted; they serve nothing before their rules are met.
+func NewHost(cfg Config, pool *disk.Pool) (*Host, error) {
+	ctx, stop := context.WithCancel(context.Background())
+	h := &Host{
+		cfg: cfg, pool: pool, log: cfg.Log, bootKey: wire.Key(cfg.BootID), ctx: ctx, stop: stop,
+		groups: map[lockstep.GroupID]*Group{}, vols: map[lockstep.VolumeID]*Volume{}, owner: map[lockstep.VolumeID]*Group{},
+		refused: map[lockstep.VolumeID]access{}, beats: map[lockstep.NodeID]*beat{},
+	}
+	ids, err := pool.Volumes()
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	for _, id := range ids {
+		if _, err := h.OpenVolume(id); err != nil {
+			h.log.Error("open volume", "volume", id, "err", err)
+		}
+	}
+	groups, err := pool.Groups()
+	if err != nil {
+		return nil, fmt.Errorf("list groups: %w", err)
+	}
+	for _, id := range groups {
+		saved, err := h.loadGroup(id)
+		if err != nil {
+			return nil, err
+		}
+		h.startGroup(id, saved)
+	}
+	h.tasks.Go(h.flushLoop)
+	h.tasks.Go(h.storeLeaseLoop)
+	return h, nil
+}
+
+// Close stops groups and links and flushes every volume.
+func (h *Host) Close() error {
+	h.stop()
+	h.Release()
+	for _, g := range h.groupList() {
+		<-g.done
+	}
+	h.tasks.Wait()
+	var errs []error
+	for _, v := range h.volumes() {
+		v.quiesce(h.ctx, false, now0)
+		if v.failedNow() == nil {
+			errs = append(errs, v.disk.Sync())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Release ends every request that waits, for a trip or a secondary, and refuses new ones: the node
+// stops. What became of a write is unknown to its client then; its marks are kept.
+func (h *Host) Release() {
+	for _, v := range h.volumes() {
+		v.release()
+	}
+}
+
+func (h *Host) volumes() []*Volume {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	vols := make([]*Volume, 0, len(h.vols))
+	for _, v := range h.vols {
+		vols = append(vols, v)
+	}
+	return vols
+}
+
+func (h *Host) loadGroup(id lockstep.GroupID) (protocol.Saved, error) {
+	var saved protocol.Saved
+	blob, err := h.pool.LoadGroup(id)
+	if errors.Is(err, lockstep.ErrNotFound) {
+		return saved, nil
+	}
+	if err != nil {
+		return saved, fmt.Errorf("load state of group %s: %w", id, err)
+	}
+	if err := json.Unmarshal(blob, &saved); err != nil {
+		return saved, fmt.Errorf("decode state of group %s: %w: %w", id, lockstep.ErrCorrupt, err)
+	}
+	if saved.Format > protocol.SavedFormat {
+		return saved, fmt.Errorf("state of group %s has format %d, this build reads up to %d", id, saved.Format, protocol.SavedFormat)
+	}
+	return saved, nil
+}
+
+// startGroup makes and runs a group, or gives the one that runs.
+func (h *Host) startGroup(id lockstep.GroupID, saved protocol.Saved) *Group {
+	h.mu.Lock()
+	if g := h.groups[id]; g != nil {
+		h.mu.Unlock()
+		return g
+	}
+	g := newGroup(h, id, saved)
+	h.groups[id] = g
+	h.mu.Unlock()
+	g.bindVolumes(saved.Record)
+	go g.run()
+	return g
+}
+
+func (h *Host) group(id lockstep.GroupID) *Group {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.groups[id]
+}
+
+func (h *Host) groupList() []*Group {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list := make([]*Group, 0, len(h.groups))
+	for _, g := range h.groups {
+		list = append(list, g)
+	}
+	return list
+}
+
+// Groups lists the groups this node takes part in.
+func (h *Host) Groups() []lockstep.GroupID {
+	var ids []lockstep.GroupID
+	for _, g := range h.groupList() {
+		ids = append(ids, g.id)
+	}
+	return ids
+}
+
+// OnRecord takes a record that was read from the store. atStart: by the first linearizable read
+// after the start of the process.
+func (h *Host) OnRecord(r protocol.Record, atStart bool) error {
+	g := h.group(r.Group)
+	if g == nil {
+		ours := false
+		for _, m := range r.Members {
+			for _, rep := range m.Replicas {
+				ours = ours || rep.Node == h.cfg.Node
+			}
+		}
+		if !ours || r.State == protocol.StateDeleted {
+			return nil
+		}
+		saved, err := h.loadGroup(r.Group)
+		if err != nil {
+			return err
+		}
+		g = h.startGroup(r.Group, saved)
+	}
+	g.post(protocol.RecordRead{Record: r, FromStore: true, AtStart: atStart})
+	return nil
+}
+
+// OnRecordGone: the store has no record of the group any more. If the tombstone was persisted
+// here, the group is forgotten; otherwise its volumes are quarantined.
+func (h *Host) OnRecordGone(id lockstep.GroupID) error {
+	g := h.group(id)
+	if g == nil {
+		return nil
+	}
+	g.mu.Lock()
+	view := g.view
+	g.mu.Unlock()
+	if view.Saved.Record.State != protocol.StateDeleted && len(g.members(view.Saved.Record)) > 0 {
+		g.post(protocol.RecordMissing{})
+		return nil
+	}
+	g.stop()
+	<-g.done
+	h.mu.Lock()
+	delete(h.groups, id)
+	h.mu.Unlock()
+	if err := h.pool.DeleteGroup(id); err != nil {
+		return fmt.Errorf("forget group %s: %w", id, err)
+	}
+	return nil
+}
+
+// View gives a group's view, and whether the node knows the group.
+func (h *Host) View(id lockstep.GroupID) (View, bool) {
+	g := h.group(id)
+	if g == nil {
+		return View{}, false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.view, true
+}
+
+// Serve accepts replication links until ctx ends.
+func (h *Host) Serve(ctx context.Context, ln net.Listener) error {
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept replication link: %w", err)
+		}
+		conns.Go(func() {
+			defer conn.Close()
+			if err := h.serveConn(ctx, conn); err != nil && ctx.Err() == nil {
+				h.log.Debug("incoming link ended", "from", conn.RemoteAddr(), "err", err)
+			}
+		})
+	}
+}
+
+func (h *Host) serveConn(ctx context.Context, conn net.Conn) error {
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	defer context.AfterFunc(h.ctx, func() { _ = conn.Close() })()
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return err
+	}
+	var hello wire.Hello
+	if _, err := wire.ReadJSON(conn, wire.KindHello, &hello); err != nil {
+		return err
+	}
+	refuse := func(format string, args ...any) error {
+		text := fmt.Sprintf(format, args...)
+		answer := wire.HelloReply{Error: text, Node: h.cfg.Node, Session: hello.Session}
+		return errors.Join(errors.New(text), wire.WriteJSON(conn, wire.Header{Kind: wire.KindHelloReply, Session: hello.Session}, answer))
+	}
+	switch {
+	case hello.Cluster != h.cfg.Cluster:
+		return refuse("cluster %q, this node belongs to %q", hello.Cluster, h.cfg.Cluster)
+	case hello.To != h.cfg.Node:
+		return refuse("this is node %s, not %s", h.cfg.Node, hello.To)
+	case hello.Purpose == wire.PurposeHeartbeat:
+		return h.serveHeartbeats(conn, hello)
+	case hello.Purpose != wire.PurposeGroup:
+		return refuse("unknown purpose %q", hello.Purpose)
+	}
+	g := h.group(hello.Group)
+	if g == nil {
+		return refuse("group %s is not known here yet", hello.Group)
+	}
+	return g.in.serve(ctx, conn, hello)
+}

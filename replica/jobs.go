@@ -1,0 +1,423 @@
+package replica
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/block"
+	"github.com/lockstep-dr/lockstep/protocol"
+	"github.com/lockstep-dr/lockstep/wire"
+)
+
+const (
+	// compareBytes is how much one compare, and one claim on a range, covers.
+	compareBytes = 1 << 20
+	// windowBytes is how far ahead a secondary preserves what a resync will overwrite.
+	windowBytes = 64 << 20
+	// resyncDepth is how many ranges of one volume are under way at once.
+	resyncDepth = 8
+)
+
+// runJob does one job with one secondary and reports its end. It ends with its epoch at the latest:
+// what it claims of a volume must not stay claimed.
+func (g *Group) runJob(epochCtx context.Context, j protocol.PeerJob) {
+	l, _ := g.linkTo(j.Peer, j.Session)
+	ctx, cancel := context.WithCancel(epochCtx)
+	defer cancel()
+	go func() { // a job ends with its link
+		select {
+		case <-l.down:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	done := protocol.JobDone{Token: j.Token, Peer: j.Peer, Session: j.Session, BootID: l.boot, Instance: l.instance}
+	eg, ectx := errgroup.WithContext(ctx)
+	for _, v := range g.volumesAt(j.Peer) {
+		eg.Go(func() error { return g.jobOn(ectx, v, l, j) })
+	}
+	if done.Err = eg.Wait(); done.Err != nil {
+		g.log.Warn("job", "job", j.Job, "node", j.Peer, "epoch", j.Epoch, "err", done.Err)
+	}
+	g.post(done)
+}
+
+func (g *Group) jobOn(ctx context.Context, v *Volume, l *link, j protocol.PeerJob) error {
+	switch j.Job {
+	case protocol.JobFlush:
+		_, err := l.ask(ctx, wire.Header{Kind: wire.KindFlush, Epoch: j.Epoch, Volume: v.key}, nil)
+		return err
+	case protocol.JobResync:
+		return g.resync(ctx, v, l, j.Epoch)
+	case protocol.JobRepair:
+		return v.repair(ctx, l, j.Epoch)
+	case protocol.JobTakeBack:
+		return v.takeBack(ctx, l, j.Epoch, v.disk.Intent())
+	case protocol.JobTakeBackAll:
+		return v.takeBack(ctx, l, j.Epoch, []lockstep.Extent{{Off: 0, Len: v.Size()}})
+	}
+	return fmt.Errorf("unknown job %q", j.Job)
+}
+
+// split calls f for pieces of e of at most compareBytes, aligned to it, within size.
+func split(e lockstep.Extent, size int64, f func(lockstep.Extent) error) error {
+	end := min(e.End(), size)
+	for off := e.Off; off < end; {
+		next := min((off/compareBytes+1)*compareBytes, end)
+		if err := f(lockstep.Extent{Off: off, Len: next - off}); err != nil {
+			return err
+		}
+		off = next
+	}
+	return nil
+}
+
+// repair makes the secondary equal in the regions of the write-intent log [F9]. Nothing is being
+// written: the volume is held.
+func (v *Volume) repair(ctx context.Context, l *link, epoch lockstep.Epoch) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(resyncDepth)
+	for _, region := range v.disk.Intent() {
+		err := split(region, v.Size(), func(e lockstep.Extent) error {
+			eg.Go(func() error {
+				return v.sendDiffering(ctx, l, epoch, e, func(int) bool { return true }, false)
+			})
+			return ctx.Err()
+		})
+		if err != nil {
+			break
+		}
+	}
+	return eg.Wait()
+}
+
+// takeBack fetches ranges from the secondary, which is in its recorded life [F2]. The caller
+// flushes before the new boot id is recorded.
+func (v *Volume) takeBack(ctx context.Context, l *link, epoch lockstep.Epoch, exts []lockstep.Extent) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(resyncDepth)
+	for _, region := range exts {
+		err := split(region, v.Size(), func(e lockstep.Extent) error {
+			eg.Go(func() error {
+				r, err := l.ask(ctx, wire.Header{Kind: wire.KindRead, Epoch: epoch, Volume: v.key, Offset: uint64(e.Off), Length: uint64(e.Len)}, nil)
+				if err != nil {
+					return fmt.Errorf("take back [%d,+%d) of volume %s: %w", e.Off, e.Len, v.id, err)
+				}
+				if int64(len(r.body)) != e.Len {
+					return fmt.Errorf("%w: %d bytes taken back instead of %d", wire.ErrFrame, len(r.body), e.Len)
+				}
+				return v.restore(ctx, r.body, e.Off)
+			})
+			return ctx.Err()
+		})
+		if err != nil {
+			break
+		}
+	}
+	return eg.Wait()
+}
+
+// restore writes what was taken back. It counts as submitted I/O: a demotion waits for it, and after
+// the end of the epoch none begins.
+func (v *Volume) restore(ctx context.Context, p []byte, off int64) error {
+	v.mu.Lock()
+	if err := ctx.Err(); err != nil {
+		v.mu.Unlock()
+		return err
+	}
+	v.submitted++
+	v.mu.Unlock()
+	var err error
+	if len(bytes.TrimLeft(p, "\x00")) == 0 {
+		err = v.disk.Zero(off, int64(len(p)), false) // what is sparse there stays so here
+	} else {
+		err = v.disk.WriteAt(p, off)
+	}
+	v.mu.Lock()
+	v.submitted--
+	v.settle()
+	v.mu.Unlock()
+	return err
+}
+
+// startTodo prepares the list of chunks to send. It is kept over a reconnect to the same life of
+// the secondary; another boot id or epoch begins with everything that is dirty.
+func (g *Group) startTodo(v *Volume, l *link, epoch lockstep.Epoch) error {
+	g.mu.Lock()
+	answer := g.differs[l.peer]
+	g.mu.Unlock()
+	v.mu.Lock()
+	resume := v.todo != nil && v.todoEpoch == epoch && v.todoPeer == l.life()
+	v.mu.Unlock()
+	if resume {
+		return nil
+	}
+	var exts []lockstep.Extent
+	for _, e := range answer.Differs[v.pair] {
+		if e.Off < 0 || e.Len <= 0 || e.Off >= v.Size() {
+			continue
+		}
+		e.Len = min(e.Len, v.Size()-e.Off)
+		exts = append(exts, e)
+	}
+	if err := v.disk.AddDirty(exts); err != nil {
+		return err
+	}
+	want := g.recordedInstance(l.peer)
+	if want != "" && want != l.instance {
+		if err := v.disk.MarkAllDirty(); err != nil {
+			return err
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.epoch != epoch {
+		return lockstep.ErrStaleEpoch
+	}
+	v.todo, v.todoEpoch, v.todoPeer = v.disk.Dirty(), epoch, l.life()
+	v.total = int64(v.todo.Count())
+	return nil
+}
+
+func (g *Group) recordedInstance(node lockstep.NodeID) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.view.Record.Instances[node]
+}
+
+// resync sends dirty chunks until none is left. New writes replicate meanwhile, and never overlap
+// a chunk in flight.
+func (g *Group) resync(ctx context.Context, v *Volume, l *link, epoch lockstep.Epoch) error {
+	if err := g.startTodo(v, l, epoch); err != nil {
+		return err
+	}
+	empty := false
+	g.mu.Lock()
+	for _, id := range g.differs[l.peer].Empty {
+		empty = empty || id == v.pair
+	}
+	g.mu.Unlock()
+	for {
+		v.mu.Lock()
+		left := v.todo != nil && !v.todo.Empty() && v.epoch == epoch
+		v.mu.Unlock()
+		if !left {
+			return ctx.Err()
+		}
+		if err := v.resyncPass(ctx, l, epoch, empty); err != nil {
+			return err
+		}
+	}
+}
+
+func (v *Volume) resyncPass(ctx context.Context, l *link, epoch lockstep.Epoch, empty bool) error {
+	for window := int64(0); window < v.Size(); window += windowBytes {
+		exts := v.todoIn(lockstep.Extent{Off: window, Len: min(windowBytes, v.Size()-window)})
+		if len(exts) == 0 {
+			continue
+		}
+		if !empty {
+			_, err := l.ask(ctx, wire.Header{Kind: wire.KindPreserve, Epoch: epoch, Volume: v.key}, wire.PutExtents(exts))
+			if err != nil {
+				return fmt.Errorf("preserve at the secondary: %w", err)
+			}
+		}
+		eg, ectx := errgroup.WithContext(ctx)
+		eg.SetLimit(resyncDepth)
+		for _, ext := range exts {
+			err := split(ext, v.Size(), func(e lockstep.Extent) error {
+				eg.Go(func() error { return v.resyncRange(ectx, l, epoch, e, empty) })
+				return ectx.Err()
+			})
+			if err != nil {
+				break
+			}
+		}
+		if err := eg.Wait(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// todoIn lists the ranges still to send within e.
+func (v *Volume) todoIn(e lockstep.Extent) []lockstep.Extent {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.todo == nil {
+		return nil
+	}
+	first, last := chunks(e)
+	last = min(last, v.todo.Len())
+	var exts []lockstep.Extent
+	for i := v.todo.NextSet(first); i >= 0 && i < last; {
+		end := v.todo.NextClear(i)
+		if end < 0 || end > last {
+			end = last
+		}
+		exts = append(exts, lockstep.Extent{
+			Off: int64(i) * lockstep.ChunkBytes,
+			Len: min(int64(end)*lockstep.ChunkBytes, v.Size()) - int64(i)*lockstep.ChunkBytes,
+		})
+		if end >= last {
+			break
+		}
+		i = v.todo.NextSet(end)
+	}
+	return exts
+}
+
+// resyncRange claims a range against client writes, sends what of it is to be sent, and notes it.
+func (v *Volume) resyncRange(ctx context.Context, l *link, epoch lockstep.Epoch, e lockstep.Extent, empty bool) error {
+	claim := &op{kind: opChunk, ext: e}
+	v.mu.Lock()
+	for {
+		other := v.overlapping(e)
+		if other == nil {
+			break
+		}
+		if err := v.wait(ctx, other.leaving()); err != nil {
+			v.mu.Unlock()
+			return err
+		}
+	}
+	first, last := chunks(e)
+	wanted, some := make([]bool, last-first), false
+	for i := range wanted {
+		wanted[i] = v.todo != nil && v.todo.Get(first+i)
+		some = some || wanted[i]
+	}
+	if !some {
+		v.mu.Unlock()
+		return nil
+	}
+	v.ops = append(v.ops, claim)
+	v.mu.Unlock()
+	defer func() {
+		v.mu.Lock()
+		v.leave(claim)
+		v.mu.Unlock()
+	}()
+	err := v.sendDiffering(ctx, l, epoch, e, func(i int) bool { return wanted[i] }, empty)
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.todo == nil || v.todoEpoch != epoch || v.todoPeer != l.life() {
+		return lockstep.ErrStaleEpoch
+	}
+	for i, ok := range wanted {
+		if ok {
+			v.todo.Clear(first + i)
+		}
+	}
+	return nil
+}
+
+// sendDiffering sends the chunks of e that want names and that differ at the secondary, and waits
+// until they are applied there.
+func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoch, e lockstep.Extent, want func(i int) bool, empty bool) error {
+	first, last := chunks(e)
+	if e.Off%lockstep.ChunkBytes != 0 {
+		return errors.New("a range that does not begin at a chunk")
+	}
+	hole := v.isHole(e.Off, e.Len)
+	if hole && empty {
+		return nil
+	}
+	var buf []byte // nil: a hole
+	if !hole {
+		buf = make([]byte, e.Len)
+		if err := v.disk.ReadAt(buf, e.Off); err != nil {
+			return err
+		}
+	}
+	piece := func(i int) []byte {
+		if hole {
+			return zeroes[:min(lockstep.ChunkBytes, e.Len-int64(i)*lockstep.ChunkBytes)]
+		}
+		return buf[int64(i)*lockstep.ChunkBytes : min(int64(i+1)*lockstep.ChunkBytes, e.Len)]
+	}
+	differ := make([]byte, last-first)
+	if empty {
+		for i := range differ {
+			if !allZero(piece(i)) {
+				differ[i] = 1
+			}
+		}
+	} else {
+		sums := make([]byte, 0, len(differ)*sha256.Size)
+		for i := range differ {
+			sum := sumOf(buf, i, e.Len)
+			sums = append(sums, sum[:]...)
+		}
+		r, err := l.ask(ctx, wire.Header{Kind: wire.KindCompare, Epoch: epoch, Volume: v.key, Offset: uint64(e.Off), Length: uint64(e.Len)}, sums)
+		if err != nil {
+			return fmt.Errorf("compare [%d,+%d) of volume %s: %w", e.Off, e.Len, v.id, err)
+		}
+		if len(r.body) != len(differ) {
+			return fmt.Errorf("%w: %d results for %d chunks", wire.ErrFrame, len(r.body), len(differ))
+		}
+		differ = r.body
+	}
+	if err := ctx.Err(); err != nil { // an answer and the end of the epoch may come together
+		return err
+	}
+	var waits []<-chan reply
+	for i, d := range differ {
+		if d == 0 || !want(i) {
+			continue
+		}
+		p := piece(i)
+		h := wire.Header{Kind: wire.KindWrite, Flags: wire.FlagResync, Epoch: epoch, Volume: v.key, Offset: uint64(e.Off + int64(i)*lockstep.ChunkBytes), Length: uint64(len(p))}
+		if allZero(p) {
+			h.Kind, p = wire.KindZero, nil
+		}
+		waits = append(waits, l.call(h, p))
+	}
+	for _, ch := range waits {
+		select {
+		case r := <-ch:
+			if r.err != nil {
+				return fmt.Errorf("send a chunk of volume %s: %w", v.id, r.err)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// isHole reports whether the range has no allocated byte; then it need not be read, nor its sums be
+// computed: most of a thin volume that is compared in full is like that.
+func (v *Volume) isHole(off, length int64) bool {
+	states, err := v.disk.Extents(off, length)
+	return err == nil && len(states) == 1 && states[0].Hole
+}
+
+var zeroSum = sha256.Sum256(zeroes[:])
+
+// sumOf is the checksum of chunk i of buf, or, if that is nil, of length zeroes.
+func sumOf(buf []byte, i int, length int64) [sha256.Size]byte {
+	from, to := int64(i)*lockstep.ChunkBytes, min(int64(i+1)*lockstep.ChunkBytes, length)
+	switch {
+	case buf != nil:
+		return sha256.Sum256(buf[from:to])
+	case to-from == lockstep.ChunkBytes:
+		return zeroSum
+	}
+	return sha256.Sum256(zeroes[:to-from])
+}
+
+var zeroes [lockstep.ChunkBytes]byte
+
+func allZero(p []byte) bool { return string(p) == string(zeroes[:len(p)]) }
+
+var _ block.Device = (*Volume)(nil)

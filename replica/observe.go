@@ -1,0 +1,57 @@
+package replica
+
+import (
+	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/protocol"
+	"github.com/lockstep-dr/lockstep/store"
+)
+
+// Observe reports a group for people and statuses; nothing is decided from it.
+func (h *Host) Observe(id lockstep.GroupID) (store.GroupObserved, bool) {
+	g := h.group(id)
+	if g == nil {
+		return store.GroupObserved{}, false
+	}
+	g.mu.Lock()
+	view := g.view
+	o := store.GroupObserved{
+		Group: id, Node: h.cfg.Node, Start: h.cfg.Start, Epoch: view.Saved.Record.Epoch, Role: string(view.Role),
+		Mode: string(view.Mode), Why: view.Why, Volumes: map[lockstep.VolumeID]store.ReplicaObserved{},
+		Peers: map[lockstep.NodeID]store.PeerObserved{}, At: time.Now().UTC(),
+	}
+	for peer, d := range g.dialers {
+		p := store.PeerObserved{Error: d.lastError()}
+		if l := d.current(); l != nil {
+			p.Connected, p.BootID = now()-h.lastHeard(peer) < h.cfg.TripAfter, l.boot
+		}
+		o.Peers[peer] = p
+	}
+	g.mu.Unlock()
+	o.Serving = view.Role == protocol.RolePrimary
+	for _, v := range g.volumes() {
+		rep, serving := v.observe()
+		o.Volumes[v.id] = rep
+		o.Serving = o.Serving && serving
+	}
+	return o, true
+}
+
+func (v *Volume) observe() (r store.ReplicaObserved, serving bool) {
+	r.DirtyBytes, r.IntentBytes = v.disk.DirtyBytes(), v.disk.IntentBytes()
+	if epoch, ok := v.disk.Point(); ok {
+		r.PointEpoch = uint64(epoch)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.failed != nil {
+		r.Failed = v.failed.Error()
+	}
+	if v.todo != nil {
+		r.ToSendBytes = int64(v.todo.Count()) * lockstep.ChunkBytes
+		r.TotalBytes = v.total * lockstep.ChunkBytes
+	}
+	serving = v.failed == nil && v.mode != protocol.ModeHeld && v.mode != protocol.ModeRefused
+	return r, serving
+}
