@@ -1,0 +1,388 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/protocol"
+	"github.com/lockstep-dr/lockstep/store"
+)
+
+// snapshot is the decoded state of the store that answers and the driver look at. Mutations never
+// rely on it: they read again and compare.
+type snapshot struct {
+	nodes     map[lockstep.NodeID]store.Node
+	alive     map[lockstep.NodeID]store.Presence
+	volumes   map[lockstep.VolumeID]store.Volume
+	observed  map[lockstep.VolumeID]store.VolumeObserved
+	pairs     map[lockstep.PairID]store.Pair
+	groups    map[lockstep.GroupID]store.Group
+	records   map[lockstep.GroupID]protocol.Record
+	answers   map[lockstep.GroupID]map[lockstep.NodeID]protocol.Answer
+	sights    map[lockstep.GroupID]map[lockstep.NodeID]Sight
+	ops       map[string]store.Operation
+	groupsOps map[lockstep.GroupID]map[string]bool
+}
+
+func newSnapshot() *snapshot {
+	return &snapshot{
+		nodes:     map[lockstep.NodeID]store.Node{},
+		alive:     map[lockstep.NodeID]store.Presence{},
+		volumes:   map[lockstep.VolumeID]store.Volume{},
+		observed:  map[lockstep.VolumeID]store.VolumeObserved{},
+		pairs:     map[lockstep.PairID]store.Pair{},
+		groups:    map[lockstep.GroupID]store.Group{},
+		records:   map[lockstep.GroupID]protocol.Record{},
+		answers:   map[lockstep.GroupID]map[lockstep.NodeID]protocol.Answer{},
+		sights:    map[lockstep.GroupID]map[lockstep.NodeID]Sight{},
+		ops:       map[string]store.Operation{},
+		groupsOps: map[lockstep.GroupID]map[string]bool{},
+	}
+}
+
+// followed lists the prefixes a snapshot is made of.
+var followed = []string{
+	store.PrefixNodes, store.PrefixAliveNodes, store.PrefixVolumes, store.PrefixObservedVol, store.PrefixPairs,
+	store.PrefixGroups, store.PrefixRecords, store.PrefixAnswers, store.PrefixObservedGroup, store.PrefixOps,
+}
+
+// subject is what a changed key is about, for the driver.
+type subject struct {
+	kind string // group, pair, volume, node
+	id   string
+}
+
+const (
+	kindGroup  = "group"
+	kindPair   = "pair"
+	kindVolume = "volume"
+	kindNode   = "node"
+)
+
+// apply takes one change in and says what it is about; ok is false for keys of no interest. A
+// value that cannot be decoded counts as absent: err says so.
+func (s *snapshot) apply(key string, value []byte, deleted bool, now time.Time) (sub subject, ok bool, err error) {
+	for _, prefix := range followed {
+		id, found := strings.CutPrefix(key, prefix)
+		if !found {
+			continue
+		}
+		switch prefix {
+		case store.PrefixNodes:
+			return subject{kindNode, id}, true, set(s.nodes, lockstep.NodeID(id), value, deleted)
+		case store.PrefixAliveNodes:
+			return subject{kindNode, id}, true, set(s.alive, lockstep.NodeID(id), value, deleted)
+		case store.PrefixVolumes:
+			return subject{kindVolume, id}, true, set(s.volumes, lockstep.VolumeID(id), value, deleted)
+		case store.PrefixObservedVol:
+			return subject{kindVolume, id}, true, set(s.observed, lockstep.VolumeID(id), value, deleted)
+		case store.PrefixPairs:
+			return subject{kindPair, id}, true, set(s.pairs, lockstep.PairID(id), value, deleted)
+		case store.PrefixGroups:
+			return subject{kindGroup, id}, true, set(s.groups, lockstep.GroupID(id), value, deleted)
+		case store.PrefixRecords:
+			return subject{kindGroup, id}, true, set(s.records, lockstep.GroupID(id), value, deleted)
+		case store.PrefixAnswers:
+			g, n, _ := strings.Cut(id, "/")
+			err := set(inner(s.answers, lockstep.GroupID(g)), lockstep.NodeID(n), value, deleted)
+			prune(s.answers, lockstep.GroupID(g))
+			return subject{kindGroup, g}, true, err
+		case store.PrefixObservedGroup:
+			g, n, _ := strings.Cut(id, "/")
+			err := s.setSight(lockstep.GroupID(g), lockstep.NodeID(n), value, deleted, now)
+			prune(s.sights, lockstep.GroupID(g))
+			return subject{kindGroup, g}, true, err
+		case store.PrefixOps:
+			return s.setOp(id, value, deleted)
+		}
+	}
+	return subject{}, false, nil
+}
+
+func (s *snapshot) setSight(g lockstep.GroupID, n lockstep.NodeID, value []byte, deleted bool, now time.Time) error {
+	sights := inner(s.sights, g)
+	before, had := sights[n]
+	delete(sights, n)
+	if deleted {
+		return nil
+	}
+	observed, err := store.Decode[store.GroupObserved](value)
+	if err != nil {
+		return err
+	}
+	seen := Sight{GroupObserved: observed}
+	if !seen.Serving {
+		seen.HeldSince = now
+		if had && !before.HeldSince.IsZero() {
+			seen.HeldSince = before.HeldSince
+		}
+	}
+	sights[n] = seen
+	return nil
+}
+
+func (s *snapshot) setOp(id string, value []byte, deleted bool) (subject, bool, error) {
+	before := s.ops[id]
+	delete(s.groupsOps[before.Group], id)
+	prune(s.groupsOps, before.Group)
+	err := set(s.ops, id, value, deleted)
+	op, found := s.ops[id]
+	if !found {
+		return subject{kindGroup, string(before.Group)}, true, err
+	}
+	inner(s.groupsOps, op.Group)[id] = true
+	return subject{kindGroup, string(op.Group)}, true, err
+}
+
+func inner[K1, K2 comparable, V any](m map[K1]map[K2]V, k K1) map[K2]V {
+	in, ok := m[k]
+	if !ok {
+		in = map[K2]V{}
+		m[k] = in
+	}
+	return in
+}
+
+// prune drops an inner map that has become empty.
+func prune[K1, K2 comparable, V any](m map[K1]map[K2]V, k K1) {
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
+
+func set[K comparable, V any](m map[K]V, k K, value []byte, deleted bool) error {
+	delete(m, k)
+	if deleted {
+		return nil
+	}
+	v, err := store.Decode[V](value)
+	if err != nil {
+		return err
+	}
+	m[k] = v
+	return nil
+}
+
+// aliveSet is the presence of nodes as the status functions take it.
+func (s *snapshot) aliveSet(r protocol.Record) map[lockstep.NodeID]bool {
+	m := map[lockstep.NodeID]bool{}
+	for _, n := range r.Nodes() {
+		_, m[n] = s.alive[n]
+	}
+	return m
+}
+
+// load reads a snapshot from the store, one list per prefix.
+func load(ctx context.Context, st store.Store, now time.Time, log *slog.Logger) (*snapshot, map[string]int64, error) {
+	s, revs := newSnapshot(), map[string]int64{}
+	for _, prefix := range followed {
+		kvs, rev, err := st.List(ctx, prefix)
+		if err != nil {
+			return nil, nil, err
+		}
+		revs[prefix] = rev
+		for _, kv := range kvs {
+			if _, _, err := s.apply(kv.Key, kv.Value, false, now); err != nil {
+				log.Error("a value in the store cannot be read", "key", kv.Key, "error", err)
+			}
+		}
+	}
+	return s, revs, nil
+}
+
+// cache is a snapshot kept up to date by one watch of the whole store.
+type cache struct {
+	mu      sync.RWMutex // guards all below; never held across a call of the store
+	snap    *snapshot    // nil while not following
+	rev     int64        // every change up to it is in snap
+	moved   chan struct{}
+	changed func(subject) // set while a driver listens; must not block
+}
+
+func newCache() *cache { return &cache{moved: make(chan struct{})} }
+
+// follow keeps the cache until ctx ends, listing anew whenever the watch breaks.
+func (k *cache) follow(ctx context.Context, c *Controller) {
+	defer k.drop()
+	for ctx.Err() == nil {
+		if err := k.followOnce(ctx, c); err != nil && ctx.Err() == nil {
+			c.log.Warn("following the store", "error", err)
+		}
+		k.drop()
+		if !sleep(ctx, c.cfg.RetryStore) {
+			return
+		}
+	}
+}
+
+func (k *cache) followOnce(ctx context.Context, c *Controller) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	snap, revs, err := load(ctx, c.cfg.Store, c.cfg.Now(), c.log)
+	if err != nil {
+		return err
+	}
+	from := revs[followed[0]]
+	for _, rev := range revs {
+		from = min(from, rev)
+	}
+	// The lists are of different revisions; the watch starts at the oldest, and what a list
+	// already held is taken again in order, which ends in the same state.
+	k.mu.Lock()
+	k.snap, k.rev = snap, from
+	k.bump()
+	changed := k.changed
+	k.mu.Unlock()
+	if changed != nil {
+		snap.each(changed)
+	}
+	for batch := range c.cfg.Store.Watch(ctx, "", from) {
+		k.take(batch, c)
+	}
+	return nil
+}
+
+func (k *cache) take(batch []store.Event, c *Controller) {
+	if len(batch) == 0 {
+		return
+	}
+	now := c.cfg.Now()
+	subjects := map[subject]bool{}
+	k.mu.Lock()
+	for _, e := range batch {
+		sub, ok, err := k.snap.apply(e.Key, e.Value, e.Deleted, now)
+		if err != nil {
+			c.log.Error("a value in the store cannot be read", "key", e.Key, "error", err)
+		}
+		if ok {
+			subjects[sub] = true
+		}
+		k.rev = max(k.rev, e.ModRev)
+	}
+	k.bump()
+	changed := k.changed
+	k.mu.Unlock()
+	if changed != nil {
+		for sub := range subjects {
+			changed(sub)
+		}
+	}
+}
+
+// bump wakes those who wait for a revision; k.mu is held.
+func (k *cache) bump() {
+	close(k.moved)
+	k.moved = make(chan struct{})
+}
+
+func (k *cache) drop() {
+	k.mu.Lock()
+	k.snap = nil
+	k.mu.Unlock()
+}
+
+// listen makes fn hear of every change, beginning with everything there is; nil ends it.
+func (k *cache) listen(fn func(subject)) {
+	k.mu.Lock()
+	k.changed = fn
+	snap := k.snap
+	if snap != nil && fn != nil {
+		snap.each(fn)
+	}
+	k.mu.Unlock()
+}
+
+// each names every subject the driver may have work with.
+func (s *snapshot) each(fn func(subject)) {
+	for v := range s.volumes {
+		fn(subject{kindVolume, string(v)})
+	}
+	for p := range s.pairs {
+		fn(subject{kindPair, string(p)})
+	}
+	for g := range s.groups {
+		fn(subject{kindGroup, string(g)})
+	}
+	for g := range s.records {
+		fn(subject{kindGroup, string(g)})
+	}
+	for g := range s.groupsOps {
+		fn(subject{kindGroup, string(g)})
+	}
+}
+
+// at waits until the cache holds revision rev; false: it does not follow, or not in time.
+func (k *cache) at(ctx context.Context, rev int64, within time.Duration) bool {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	for {
+		k.mu.RLock()
+		following, have, moved := k.snap != nil, k.rev, k.moved
+		k.mu.RUnlock()
+		if !following {
+			return false
+		}
+		if have >= rev {
+			return true
+		}
+		select {
+		case <-moved:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// read calls fn with a snapshot at least as new as every change that was committed before read
+// began, at the cost of one small request to the store. fn must not keep or change it, nor call
+// the store.
+func (c *Controller) read(ctx context.Context, fn func(*snapshot)) error {
+	_, rev, err := c.cfg.Store.List(ctx, store.KeyCluster)
+	if err != nil {
+		return asRefusal(err)
+	}
+	if c.cache.at(ctx, rev, c.cfg.CacheWait) {
+		c.cache.mu.RLock()
+		if c.cache.snap != nil && c.cache.rev >= rev {
+			defer c.cache.mu.RUnlock()
+			fn(c.cache.snap)
+			return nil
+		}
+		c.cache.mu.RUnlock()
+	}
+	s, _, err := load(ctx, c.cfg.Store, c.cfg.Now(), c.log)
+	if err != nil {
+		return asRefusal(err)
+	}
+	fn(s)
+	return nil
+}
+
+// peekCache calls fn with the snapshot as it is; false: there is none.
+func (c *Controller) peekCache(fn func(*snapshot)) bool {
+	c.cache.mu.RLock()
+	defer c.cache.mu.RUnlock()
+	if c.cache.snap == nil {
+		return false
+	}
+	fn(c.cache.snap)
+	return true
+}
+
+// sleep waits d; false: ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

@@ -1,0 +1,190 @@
+// Package control is the orchestration: what the API's calls mean for volumes, pairs and groups,
+// as validated changes of the store and as operations that survive their controller. It never
+// opens a socket and knows no JSON of the API; nodes and controllers meet in the store only.
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/store"
+)
+
+// Caller is on whose behalf a call is made.
+type Caller struct {
+	Project   lockstep.ProjectID
+	User      string
+	RequestID string
+	Admin     bool
+}
+
+// Kind classifies a refusal; api/fault.go translates it.
+type Kind int
+
+// Kinds of refusal.
+const (
+	KindInternal    Kind = iota // 500
+	KindBadRequest              // 400
+	KindForbidden               // 403
+	KindNotFound                // 404
+	KindConflict                // 409
+	KindQuota                   // 413
+	KindUnsupported             // 501
+	KindUnavailable             // 503
+)
+
+// Error is a refusal with the vendor's code where it has one ("37100041", "EVS.1010").
+type Error struct {
+	Kind    Kind
+	Code    string
+	Message string // names the field and the limit, or the status needed and the one it has
+}
+
+func (e *Error) Error() string {
+	if e.Code != "" {
+		return e.Code + ": " + e.Message
+	}
+	return e.Message
+}
+
+// VolumeCreate asks for a new volume.
+type VolumeCreate struct {
+	Name, Description *string
+	SizeGiB           int64
+	Type              string      // "" : the default type
+	AZ                lockstep.AZ // "": the first AZ
+	Metadata          map[string]string
+	Multiattach       bool
+}
+
+// VolumeView is a volume with what is derived for answers.
+type VolumeView struct {
+	store.Volume
+	// ReplicationStatus is "disabled" for a disk in no pair.
+	ReplicationStatus string
+}
+
+// PairCreate asks for a new pair.
+type PairCreate struct {
+	Name, Description *string
+	Volumes           []lockstep.VolumeID
+	Priority          lockstep.AZ
+	Model             string
+}
+
+// PairView is a pair with its derived statuses.
+type PairView struct {
+	store.Pair
+	Priority          lockstep.AZ // current primary
+	ReplicationStatus string      // active, active-stopped, copying, inactive, error
+	Progress          *string     // "0".."100", nil: never synchronized
+	FaultLevel        string      // "0", "2", "5"
+}
+
+// GroupCreate asks for a new group.
+type GroupCreate struct {
+	Name, Description *string
+	Pairs             []lockstep.PairID
+	Priority          lockstep.AZ
+	Model             string
+}
+
+// GroupUpdate changes a group; nil fields stay.
+type GroupUpdate struct {
+	Name, Description *string
+	SetName, SetDesc  bool // the field was present (null clears it)
+	Model             *string
+	Add, Remove       []lockstep.PairID
+}
+
+// GroupView is a group with its derived statuses.
+type GroupView struct {
+	store.Group
+	Priority          lockstep.AZ
+	Status            string
+	ReplicationStatus string
+	FaultLevel        string
+	Failure           *string
+	Epoch             lockstep.Epoch
+	Strict            bool // see SetStrict
+	// Detail is for people and the CLI: why, progress, rates.
+	Reason   string
+	Progress *string
+}
+
+// Action is one of the group actions.
+type Action string
+
+// Group actions, named after the API's keys.
+const (
+	ActionFailover  Action = "failover"
+	ActionSync      Action = "sync"
+	ActionReverse   Action = "reverse"
+	ActionStop      Action = "stop"
+	ActionReprotect Action = "reprotect"
+	ActionExtend    Action = "extend"
+)
+
+// Extend names a pair and its new size.
+type Extend struct {
+	Pair    lockstep.PairID
+	SizeGiB int64
+}
+
+// Service is what the API calls. Every method answers with *Error for a refusal, and changes
+// nothing then. It is implemented by *Controller.
+type Service interface {
+	CreateVolume(ctx context.Context, c Caller, v VolumeCreate) (VolumeView, error)
+	GetVolume(ctx context.Context, c Caller, id lockstep.VolumeID) (VolumeView, error)
+	ListVolumes(ctx context.Context, c Caller) ([]VolumeView, error)
+	UpdateVolume(ctx context.Context, c Caller, id lockstep.VolumeID, change func(*store.Volume) error) (VolumeView, error)
+	ExtendVolume(ctx context.Context, c Caller, id lockstep.VolumeID, sizeGiB int64) error
+	DeleteVolume(ctx context.Context, c Caller, id lockstep.VolumeID) error
+	// ReleaseVolume serves a former DR volume again, as a plain disk.
+	ReleaseVolume(ctx context.Context, c Caller, id lockstep.VolumeID) error
+	// ConnectionURI answers where the volume can be opened: nbd+unix:///… or nbd://…
+	ConnectionURI(ctx context.Context, c Caller, id lockstep.VolumeID) (string, error)
+
+	CreatePair(ctx context.Context, c Caller, p PairCreate) (PairView, error)
+	GetPair(ctx context.Context, c Caller, id lockstep.PairID) (PairView, error)
+	ListPairs(ctx context.Context, c Caller) ([]PairView, error)
+	DeletePair(ctx context.Context, c Caller, id lockstep.PairID) error
+
+	CreateGroup(ctx context.Context, c Caller, g GroupCreate) (GroupView, error)
+	GetGroup(ctx context.Context, c Caller, id lockstep.GroupID) (GroupView, error)
+	ListGroups(ctx context.Context, c Caller) ([]GroupView, error)
+	UpdateGroup(ctx context.Context, c Caller, id lockstep.GroupID, u GroupUpdate) (GroupView, error)
+	DeleteGroup(ctx context.Context, c Caller, id lockstep.GroupID) error
+	// Act runs a group action; it answers when the transition is recorded (extend: when done;
+	// stop: when it is effective).
+	Act(ctx context.Context, c Caller, id lockstep.GroupID, a Action, ext []Extend) error
+	History(ctx context.Context, c Caller, id lockstep.GroupID) ([]store.HistoryEntry, error)
+	// SetStrict chooses whether a primary without its secondary serves only under a lease of the store.
+	SetStrict(ctx context.Context, c Caller, id lockstep.GroupID, strict bool) error
+	// Declare takes an operator's statement about a group; it needs the admin role.
+	Declare(ctx context.Context, c Caller, id lockstep.GroupID, s Statement, node lockstep.NodeID, reason string) error
+
+	Zones(ctx context.Context) ([]Zone, error)
+	Nodes(ctx context.Context) ([]NodeView, error)
+	Types() []VolumeType
+}
+
+// Zone is an AZ with its health.
+type Zone struct {
+	Name      lockstep.AZ
+	Available bool
+}
+
+// NodeView is a node with its liveness.
+type NodeView struct {
+	store.Node
+	Alive bool
+	Since time.Time
+}
+
+// VolumeType is a kind of volume.
+type VolumeType struct {
+	ID, Name, Description string
+	Default               bool
+}
