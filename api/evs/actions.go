@@ -1,0 +1,193 @@
+package evs
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/api/rest"
+	"github.com/lockstep-dr/lockstep/control"
+)
+
+// actions by their key in the body.
+var actions = map[string]control.Action{
+	"os-failover-replication-consistency-group":  control.ActionFailover,
+	"os-sync-replication-consistency-group":      control.ActionSync,
+	"os-reverse-replication-consistency-group":   control.ActionReverse,
+	"os-stop-replication-consistency-group":      control.ActionStop,
+	"os-reprotect-replication-consistency-group": control.ActionReprotect,
+	"os-extend-replication-volumes":              control.ActionExtend,
+}
+
+// readAction reads the body of an action: one known key, its value null, an empty object or, for
+// extend, what to extend.
+func readAction(body *rest.Object) (control.Action, []control.Extend, error) {
+	if len(body.Keys()) != 1 {
+		return "", nil, rest.BadRequest("an action body holds exactly one action, this one holds %d members", len(body.Keys()))
+	}
+	key := body.Keys()[0]
+	action, ok := actions[key]
+	if !ok {
+		return "", nil, rest.BadRequest("there is no action %.80q", key)
+	}
+	if action == control.ActionExtend {
+		ext := readExtend(body.Object(key))
+		return action, ext, body.Err()
+	}
+	o := body.OptObject(key)
+	if action == control.ActionFailover && o.Err() == nil && o.Has("force") {
+		// A forced failover may lose writes: it is done as asked or refused, never as a plain one.
+		if o.NeedBool("force") {
+			o.Fail(rest.NotImplemented("a forced failover is not available: a failover takes place only while the " +
+				"secondary has every acknowledged write; nothing was changed"))
+		}
+		o.Only("force")
+	} else {
+		o.Only()
+	}
+	return action, nil, body.Err()
+}
+
+// readExtend takes the documented list and the bare object that the Go SDK sends.
+func readExtend(o *rest.Object) []control.Extend {
+	items := []*rest.Object{o}
+	if o.Has("replications") {
+		o.Only("replications")
+		items = o.Objects("replications")
+		if o.Err() == nil && len(items) == 0 {
+			o.Fail(rest.BadRequest("replications must name at least one replication pair"))
+		}
+	}
+	var out []control.Extend
+	var ids []string
+	for _, it := range items {
+		it.Only("id", "new_size")
+		e := control.Extend{Pair: lockstep.PairID(it.String("id")), SizeGiB: it.GiB("new_size")}
+		if it.Err() != nil {
+			return nil
+		}
+		out, ids = append(out, e), append(ids, string(e.Pair))
+	}
+	checkIDs(o, "replications", ids)
+	return out
+}
+
+// statements of operators by their key in an action's body: extensions.
+var statements = map[string]control.Statement{
+	"lockstep-continue":              control.StateContinue,
+	"lockstep-accept-lost-secondary": control.StateLostSecondary,
+}
+
+// declare takes a body with one of Lockstep's own actions; ok is false if it holds none.
+func (a *api) declare(r *rest.Request, body *rest.Object) (ok bool, err error) {
+	if len(body.Keys()) != 1 {
+		return false, nil
+	}
+	key := body.Keys()[0]
+	if key == "lockstep-one-sided" {
+		o := body.Object(key)
+		o.Only("policy")
+		policy := o.String("policy")
+		if err := body.Err(); err != nil {
+			return true, err
+		}
+		if policy != "strict" && policy != "available" {
+			return true, rest.BadRequest("policy must be strict or available, not %.80q", policy)
+		}
+		return true, a.svc.SetStrict(r.Context(), r.Caller, groupID(r), policy == "strict")
+	}
+	statement, ok := statements[key]
+	if !ok {
+		return false, nil
+	}
+	o := body.Object(key)
+	node := ""
+	if statement == control.StateLostSecondary {
+		o.Only("reason", "node")
+		node = o.String("node")
+	} else {
+		o.Only("reason")
+	}
+	reason := o.String("reason")
+	if err := body.Err(); err != nil {
+		return true, err
+	}
+	return true, a.svc.Declare(r.Context(), r.Caller, groupID(r), statement, lockstep.NodeID(node), reason)
+}
+
+// action answers 200 with an empty body, the one success that clients know.
+func (a *api) action(w http.ResponseWriter, r *rest.Request) error {
+	body, err := rest.ReadObject(r)
+	if err != nil {
+		return err
+	}
+	if ok, err := a.declare(r, body); ok {
+		if err != nil {
+			return err
+		}
+		return rest.WriteEmpty(w, http.StatusOK)
+	}
+	action, ext, err := readAction(body)
+	if err != nil {
+		return err
+	}
+	if err := a.svc.Act(r.Context(), r.Caller, groupID(r), action, ext); err != nil {
+		return err
+	}
+	return rest.WriteEmpty(w, http.StatusOK)
+}
+
+// zoned is the time of the extensions: unlike the vendor's calls they have no old clients to spare.
+func zoned(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+type historyView struct {
+	At        string `json:"at"`
+	Epoch     uint64 `json:"epoch"`
+	What      string `json:"what"`
+	By        string `json:"by"`
+	RequestID string `json:"request_id,omitempty"`
+}
+
+// history is an extension: what happened to a group.
+func (a *api) history(w http.ResponseWriter, r *rest.Request) error {
+	entries, err := a.svc.History(r.Context(), r.Caller, groupID(r))
+	if err != nil {
+		return err
+	}
+	out := make([]historyView, 0, len(entries))
+	for _, e := range entries {
+		out = append(out, historyView{zoned(e.At), uint64(e.Epoch), e.What, e.By, e.RequestID})
+	}
+	return rest.WriteJSON(w, http.StatusOK, map[string]any{"history": out})
+}
+
+type nodeView struct {
+	ID         string  `json:"id"`
+	AZ         string  `json:"availability_zone"`
+	Alive      bool    `json:"alive"`
+	Since      *string `json:"since"` // of its being alive; null while it is not
+	TotalBytes int64   `json:"total_bytes"`
+	FreeBytes  int64   `json:"free_bytes"`
+	Version    string  `json:"version"`
+}
+
+// nodes is an extension: the storage nodes without their addresses.
+func (a *api) nodes(w http.ResponseWriter, r *rest.Request) error {
+	nodes, err := a.svc.Nodes(r.Context())
+	if err != nil {
+		return err
+	}
+	out := make([]nodeView, 0, len(nodes))
+	for _, n := range nodes {
+		v := nodeView{
+			ID: string(n.ID), AZ: string(n.AZ), Alive: n.Alive,
+			TotalBytes: n.TotalBytes, FreeBytes: n.FreeBytes, Version: n.Version,
+		}
+		if n.Alive && !n.Since.IsZero() {
+			since := zoned(n.Since)
+			v.Since = &since
+		}
+		out = append(out, v)
+	}
+	return rest.WriteJSON(w, http.StatusOK, map[string]any{"nodes": out})
+}

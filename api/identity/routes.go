@@ -1,0 +1,311 @@
+package identity
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/lockstep-dr/lockstep/api/rest"
+)
+
+// Prefix of all paths of this package.
+const Prefix = "/identity"
+
+// Routes are the calls of the identity API, with version documents.
+func (s *Service) Routes() []rest.Route {
+	none := func(method, path string, h rest.Handler) rest.Route {
+		return rest.Route{Method: method, Path: Prefix + path, Handle: h}
+	}
+	// with hands the caller's token to a handler that only reads.
+	with := func(path string, h func(r *rest.Request, t *Token) (any, error)) rest.Route {
+		return none(http.MethodGet, path, func(w http.ResponseWriter, r *rest.Request) error {
+			t, err := s.caller(r)
+			if err != nil {
+				return err
+			}
+			body, err := h(r, t)
+			if err != nil {
+				return err
+			}
+			return rest.WriteJSON(w, http.StatusOK, body)
+		})
+	}
+	return []rest.Route{
+		none(http.MethodGet, "", s.versions),
+		none(http.MethodGet, "/v3", s.version),
+		none(http.MethodPost, "/v3/auth/tokens", s.postToken),
+		none(http.MethodGet, "/v3/auth/tokens", s.getToken), // HEAD as well
+		none(http.MethodDelete, "/v3/auth/tokens", s.deleteToken),
+		with("/v3/auth/catalog", s.authCatalog),
+		with("/v3/auth/projects", s.authProjects),
+		with("/v3/auth/domains", s.authDomains),
+		with("/v3/users", s.users),
+		with("/v3/users/{id}", s.showUser),
+		with("/v3/users/{id}/projects", s.userProjects),
+		with("/v3/projects", s.projects),
+		with("/v3/projects/{id}", s.showProject),
+		with("/v3/domains", s.domains),
+		with("/v3/domains/{id}", s.showDomain),
+		with("/v3/roles", s.listRoles),
+		with("/v3/regions", s.regions),
+		with("/v3/regions/{id}", s.showRegion),
+		with("/v3/services", s.services),
+		with("/v3/endpoints", s.endpoints),
+	}
+}
+
+func versionDoc(base string) map[string]any {
+	return map[string]any{
+		"id": "v3.14", "status": "stable", "updated": "2020-04-07T00:00:00Z",
+		"links":       []map[string]string{{"rel": "self", "href": base + Prefix + "/v3/"}},
+		"media-types": []map[string]string{{"base": "application/json", "type": "application/vnd.openstack.identity-v3+json"}},
+	}
+}
+
+func (s *Service) versions(w http.ResponseWriter, r *rest.Request) error {
+	return rest.WriteJSON(w, http.StatusMultipleChoices, map[string]any{
+		"versions": map[string]any{"values": []any{versionDoc(r.Base)}},
+	})
+}
+
+func (s *Service) version(w http.ResponseWriter, r *rest.Request) error {
+	return rest.WriteJSON(w, http.StatusOK, map[string]any{"version": versionDoc(r.Base)})
+}
+
+// listBody is a list as Keystone writes it.
+func listBody(r *rest.Request, name string, items any) any {
+	return map[string]any{name: items, "links": map[string]any{
+		"self": r.Base + r.URL.Path, "next": nil, "previous": nil,
+	}}
+}
+
+func self(r *rest.Request, kind, id string) map[string]string {
+	return map[string]string{"self": r.Base + Prefix + "/v3/" + kind + "/" + id}
+}
+
+func projectView(r *rest.Request, p Project) map[string]any {
+	return map[string]any{
+		"id": p.ID, "name": p.Name, "domain_id": p.Domain, "parent_id": p.Domain, "is_domain": false,
+		"description": p.Description, "enabled": p.Enabled, "tags": []string{},
+		"options": map[string]any{}, "links": self(r, "projects", p.ID),
+	}
+}
+
+func domainView(r *rest.Request, d Domain) map[string]any {
+	return map[string]any{
+		"id": d.ID, "name": d.Name, "description": d.Description, "enabled": d.Enabled,
+		"tags": []string{}, "options": map[string]any{}, "links": self(r, "domains", d.ID),
+	}
+}
+
+func userView(r *rest.Request, u User) map[string]any {
+	return map[string]any{
+		"id": u.ID, "name": u.Name, "domain_id": u.Domain, "enabled": u.Enabled,
+		"password_expires_at": nil, "options": map[string]any{}, "links": self(r, "users", u.ID),
+	}
+}
+
+func (s *Service) authCatalog(r *rest.Request, t *Token) (any, error) {
+	if t.Project == nil && t.Domain == nil {
+		return nil, rest.Forbidden("an unscoped token has no catalog")
+	}
+	return listBody(r, "catalog", s.catalog(r.Base, t)), nil
+}
+
+func projectViews(r *rest.Request, ps []Project) []any {
+	q, out := r.URL.Query(), []any{}
+	for _, p := range ps {
+		if name := q.Get("name"); name != "" && p.Name != name {
+			continue
+		}
+		if d := q.Get("domain_id"); d != "" && p.Domain != d {
+			continue
+		}
+		out = append(out, projectView(r, p))
+	}
+	return out
+}
+
+func domainViews(r *rest.Request, ds []Domain) []any {
+	q, out := r.URL.Query(), []any{}
+	for _, d := range ds {
+		if name := q.Get("name"); name != "" && d.Name != name {
+			continue
+		}
+		out = append(out, domainView(r, d))
+	}
+	return out
+}
+
+func (s *Service) authProjects(r *rest.Request, t *Token) (any, error) {
+	ps, err := s.projectsOf(r.Context(), t.UserID)
+	if err != nil {
+		return nil, err
+	}
+	return listBody(r, "projects", projectViews(r, ps)), nil
+}
+
+func (s *Service) authDomains(r *rest.Request, t *Token) (any, error) {
+	ds, err := s.domainsOf(r.Context(), t.UserID)
+	if err != nil {
+		return nil, err
+	}
+	return listBody(r, "domains", domainViews(r, ds)), nil
+}
+
+// projects lists all for an admin, else those the user has a role on.
+func (s *Service) projects(r *rest.Request, t *Token) (any, error) {
+	if !t.Admin() {
+		return s.authProjects(r, t)
+	}
+	ps, err := list[Project](r.Context(), s.cfg.Store, key("projects")+"/")
+	if err != nil {
+		return nil, err
+	}
+	return listBody(r, "projects", projectViews(r, ps)), nil
+}
+
+func (s *Service) showProject(r *rest.Request, t *Token) (any, error) {
+	id := r.PathValue("id")
+	p, found, err := s.project(r.Context(), id)
+	if err != nil {
+		return nil, err
+	}
+	if found && !t.Admin() {
+		roles, err := s.roles(r.Context(), t.UserID, id)
+		if err != nil {
+			return nil, err
+		}
+		found = len(roles) > 0 // a stranger's project looks like none
+	}
+	if !found {
+		return nil, rest.NotFound("Could not find project: %.80s.", id)
+	}
+	return map[string]any{"project": projectView(r, p)}, nil
+}
+
+func (s *Service) domains(r *rest.Request, t *Token) (any, error) {
+	if t.Admin() {
+		ds, err := list[Domain](r.Context(), s.cfg.Store, key("domains")+"/")
+		if err != nil {
+			return nil, err
+		}
+		return listBody(r, "domains", domainViews(r, ds)), nil
+	}
+	return listBody(r, "domains", domainViews(r, []Domain{t.UserDomain})), nil
+}
+
+func (s *Service) showDomain(r *rest.Request, t *Token) (any, error) {
+	id := r.PathValue("id")
+	d, found, err := s.domain(r.Context(), id)
+	if err != nil {
+		return nil, err
+	}
+	if !found || !t.Admin() && id != t.UserDomain.ID {
+		return nil, rest.NotFound("Could not find domain: %.80s.", id)
+	}
+	return map[string]any{"domain": domainView(r, d)}, nil
+}
+
+func (s *Service) users(r *rest.Request, t *Token) (any, error) {
+	us := []User{t.User}
+	if t.Admin() {
+		var err error
+		if us, err = list[User](r.Context(), s.cfg.Store, key("users")+"/"); err != nil {
+			return nil, err
+		}
+	}
+	out := []any{}
+	for _, u := range us {
+		if name := r.URL.Query().Get("name"); name == "" || name == u.Name {
+			out = append(out, userView(r, u))
+		}
+	}
+	return listBody(r, "users", out), nil
+}
+
+// findUser is the user of the path; one may look at oneself, an admin at everybody.
+func (s *Service) findUser(r *rest.Request, t *Token) (User, error) {
+	id := r.PathValue("id")
+	if id != t.UserID && !t.Admin() {
+		return User{}, rest.Forbidden("You are not authorized to look at another user.")
+	}
+	u, found, err := s.user(r.Context(), id)
+	if err == nil && !found {
+		err = rest.NotFound("Could not find user: %.80s.", id)
+	}
+	return u, err
+}
+
+func (s *Service) showUser(r *rest.Request, t *Token) (any, error) {
+	u, err := s.findUser(r, t)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"user": userView(r, u)}, nil
+}
+
+func (s *Service) userProjects(r *rest.Request, t *Token) (any, error) {
+	u, err := s.findUser(r, t)
+	if err != nil {
+		return nil, err
+	}
+	ps, err := s.projectsOf(r.Context(), u.ID)
+	if err != nil {
+		return nil, err
+	}
+	return listBody(r, "projects", projectViews(r, ps)), nil
+}
+
+func (s *Service) listRoles(r *rest.Request, _ *Token) (any, error) {
+	out := []any{}
+	for _, name := range []string{RoleAdmin, RoleMember} {
+		id := stableID("role", name)
+		out = append(out, map[string]any{"id": id, "name": name, "domain_id": nil, "links": self(r, "roles", id)})
+	}
+	return listBody(r, "roles", out), nil
+}
+
+func (s *Service) regionView(r *rest.Request) map[string]any {
+	return map[string]any{
+		"id": s.cfg.Region, "description": "", "parent_region_id": nil, "links": self(r, "regions", s.cfg.Region),
+	}
+}
+
+func (s *Service) regions(r *rest.Request, _ *Token) (any, error) {
+	return listBody(r, "regions", []any{s.regionView(r)}), nil
+}
+
+func (s *Service) showRegion(r *rest.Request, _ *Token) (any, error) {
+	if id := r.PathValue("id"); id != s.cfg.Region {
+		return nil, rest.NotFound("Could not find region: %.80s.", id)
+	}
+	return map[string]any{"region": s.regionView(r)}, nil
+}
+
+func (s *Service) services(r *rest.Request, _ *Token) (any, error) {
+	out := []any{}
+	for _, sv := range services {
+		id := stableID("service", sv.kind)
+		out = append(out, map[string]any{
+			"id": id, "type": sv.kind, "name": sv.name, "enabled": true, "description": "",
+			"links": self(r, "services", id),
+		})
+	}
+	return listBody(r, "services", out), nil
+}
+
+func (s *Service) endpoints(r *rest.Request, _ *Token) (any, error) {
+	out := []any{}
+	for _, sv := range services {
+		url := r.Base + strings.TrimSuffix(sv.path, "/")
+		if sv.perProject {
+			url += "/%(project_id)s"
+		}
+		id := stableID("endpoint", sv.kind, s.cfg.Region)
+		out = append(out, map[string]any{
+			"id": id, "service_id": stableID("service", sv.kind), "interface": "public", "enabled": true,
+			"region": s.cfg.Region, "region_id": s.cfg.Region, "url": url, "links": self(r, "endpoints", id),
+		})
+	}
+	return listBody(r, "endpoints", out), nil
+}

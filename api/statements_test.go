@@ -1,0 +1,48 @@
+package api_test
+
+import (
+	"slices"
+	"testing"
+)
+
+// TestStatements: an operator's statement needs its reason and node; what is refused reaches nobody.
+func TestStatements(t *testing.T) {
+	r := newRig(t)
+	group := r.group(r.pair())
+	path := groupsPath + "/" + group + "/action"
+	for _, body := range []string{
+		`{"lockstep-continue":null}`,
+		`{"lockstep-continue":{}}`,
+		`{"lockstep-continue":{"reason":"r","node":"n"}}`,
+		`{"lockstep-continue":{"reason":"r"},"os-stop-replication-consistency-group":null}`,
+		`{"lockstep-accept-lost-secondary":{"reason":"r"}}`,
+		`{"lockstep-accept-lost-secondary":{"node":"n"}}`,
+		`{"lockstep-accept-lost-secondary":{"node":7,"reason":"r"}}`,
+		`{"lockstep-one-sided":null}`,
+		`{"lockstep-one-sided":{"policy":"lax"}}`,
+	} {
+		if a := r.v2("POST", path, body); a.StatusCode != 400 {
+			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
+		}
+	}
+	if len(r.svc.declared)+len(r.svc.acts) != 0 {
+		t.Fatalf("refused statements were taken: %q %q", r.svc.declared, r.svc.acts)
+	}
+	for _, body := range []string{
+		`{"lockstep-continue":{"reason":"rack burnt"}}`,
+		`{"lockstep-accept-lost-secondary":{"node":"n1","reason":"scrapped"}}`,
+		`{"lockstep-one-sided":{"policy":"strict"}}`,
+	} {
+		if a := r.v2("POST", path, body); a.StatusCode != 200 || a.body != "" {
+			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
+		}
+	}
+	want := []string{
+		group + ` continue "" "rack burnt" admin=true`,
+		group + ` accept-lost-secondary "n1" "scrapped" admin=true`,
+		group + ` strict=true`,
+	}
+	if !slices.Equal(r.svc.declared, want) {
+		t.Errorf("declared %q, want %q", r.svc.declared, want)
+	}
+}

@@ -1,0 +1,8 @@
+// Package client speaks the EVS replication API and the block storage calls beside it, on a
+// gophercloud provider that has logged in. It is what the command line uses; nothing in it knows
+// how Lockstep works inside.
+//
+// Success codes are exact: a create or an update of a pair or group is 202, an action 200;
+// anything else is an error of type *Error that carries the HTTP status, the message of the fault
+// body and the request id. A server that could not be reached is ErrUnreachable.
+package client

@@ -1,0 +1,88 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+)
+
+// Calls that are Lockstep's own, beside the documented ones.
+
+// ReleaseVolume serves a former DR volume again, as a plain disk.
+func (c *Client) ReleaseVolume(ctx context.Context, id string) error {
+	return c.volumeAction(ctx, id, http.StatusAccepted, map[string]any{"lockstep-release": nil}, nil)
+}
+
+// ConnectionURI tells where a volume can be opened, as an NBD URI.
+func (c *Client) ConnectionURI(ctx context.Context, id string) (string, error) {
+	var out struct {
+		Info struct {
+			Type string `json:"driver_volume_type"`
+			Data struct {
+				URI string `json:"uri"`
+			} `json:"data"`
+		} `json:"connection_info"`
+	}
+	body := map[string]any{"os-initialize_connection": map[string]any{"connector": map[string]any{}}}
+	if err := c.volumeAction(ctx, id, http.StatusOK, body, &out); err != nil {
+		return "", err
+	}
+	if out.Info.Data.URI == "" {
+		return "", errors.New("the server gave no URI for the volume; its driver is " + out.Info.Type)
+	}
+	return out.Info.Data.URI, nil
+}
+
+// SetOneSided chooses how a primary serves without its secondary: "available" or "strict".
+func (c *Client) SetOneSided(ctx context.Context, group, policy string) error {
+	return c.act(ctx, group, map[string]any{"lockstep-one-sided": map[string]any{"policy": policy}})
+}
+
+// Continue states that a trip may end although a primary node does not confirm; for operators.
+func (c *Client) Continue(ctx context.Context, group, reason string) error {
+	return c.act(ctx, group, map[string]any{"lockstep-continue": map[string]any{"reason": reason}})
+}
+
+// AcceptLostSecondary states that a secondary node is gone for good; for operators.
+func (c *Client) AcceptLostSecondary(ctx context.Context, group, node, reason string) error {
+	return c.act(ctx, group, map[string]any{"lockstep-accept-lost-secondary": map[string]any{"node": node, "reason": reason}})
+}
+
+// HistoryEntry is one thing that happened to a group.
+type HistoryEntry struct {
+	At        Time   `json:"at"`
+	Epoch     uint64 `json:"epoch"`
+	What      string `json:"what"`
+	By        string `json:"by"`
+	RequestID string `json:"request_id,omitempty"`
+}
+
+// History lists what happened to a group, the oldest first.
+func (c *Client) History(ctx context.Context, group string) ([]HistoryEntry, error) {
+	var out struct {
+		History []HistoryEntry `json:"history"`
+	}
+	err := c.call(ctx, http.MethodGet, groupsPath+"/"+url.PathEscape(group)+"/history", http.StatusOK, nil, &out)
+	return out.History, err
+}
+
+// Node is a storage daemon.
+type Node struct {
+	ID         string `json:"id"`
+	AZ         string `json:"availability_zone"`
+	Alive      bool   `json:"alive"`
+	Since      Time   `json:"since"`
+	TotalBytes int64  `json:"total_bytes"`
+	FreeBytes  int64  `json:"free_bytes"`
+	Version    string `json:"version"`
+}
+
+// Nodes lists the storage daemons.
+func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	var out struct {
+		Nodes []Node `json:"nodes"`
+	}
+	err := c.call(ctx, http.MethodGet, "os-lockstep-nodes", http.StatusOK, nil, &out)
+	return out.Nodes, err
+}
