@@ -1,0 +1,24 @@
+package sim
+
+// Mutant breaks the simulation's shell on purpose, one duty at a time, to show that the checkers
+// would see such a bug. The zero value breaks nothing.
+type Mutant struct {
+	NoIntent          bool // writes are not preceded by a durable write intent
+	ClearAlone        bool // write intent is cleared without the secondary's flush
+	StaleSessions     bool // older sessions are neither closed nor refused
+	AckEarly          bool // a two-sided write is acknowledged when the own copy has it
+	AckUnapplied      bool // the secondary acknowledges before it applied
+	NoFence           bool // the secondary refuses no old epoch
+	NoFlush           bool // fdatasync of a batch does nothing
+	NoLeaseWait       bool // a new primary serves at once
+	BootIgnored       bool // a secondary answers ready under whatever boot id is recorded
+	NoResend          bool // unacknowledged writes are forgotten with their session
+	JobsGoOn          bool // a repair goes on under an old epoch
+	NoUnion           bool // reprotect ignores the old primary's marks
+	NoPoint           bool // no recovery point is made
+	NoReadLease       bool // reads are answered without a lease
+	ReadInFlight      bool // reads do not wait for an overlapping write
+	NoDirtyFromIntent bool // write intent does not become dirty
+	FenceAssumed      bool // an operator's continue counts as every secondary's fence
+	StrictIgnored     bool // the strict policy needs no lease from the store
+}
