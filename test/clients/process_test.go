@@ -1,0 +1,109 @@
+package clients
+
+import (
+	"os"
+	"os/exec"
+	"regexp"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// process is one that a test started, may kill and start again; it does not outlive the test.
+type process struct {
+	t      *testing.T
+	log    string
+	args   []string
+	env    []string // besides the environment
+	cmd    *exec.Cmd
+	exited chan struct{}
+	began  time.Time // of the last start
+}
+
+// newProcess describes a process; start starts it. Its output is appended to log.
+func newProcess(t *testing.T, log string, args ...string) *process {
+	p := &process{t: t, log: log, args: args}
+	t.Cleanup(p.end)
+	return p
+}
+
+func (p *process) start() {
+	p.t.Helper()
+	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer out.Close() // the process has its own descriptor
+	cmd := exec.Command(p.args[0], p.args[1:]...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(os.Environ(), p.env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	if err := starter(cmd); err != nil {
+		p.t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	p.cmd, p.exited, p.began = cmd, exited, time.Now()
+	go func() { // ends with the process, which end makes sure of
+		_ = cmd.Wait()
+		close(exited)
+	}()
+}
+
+// running reports whether it was started and has not ended.
+func (p *process) running() bool {
+	if p.cmd == nil {
+		return false
+	}
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// kill is SIGKILL; it returns when the process is gone.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may have ended by itself
+	<-p.exited
+}
+
+// stopGrace is how long a process may take to stop after SIGTERM.
+const stopGrace = 30 * time.Second
+
+// stop is SIGTERM; a process that does not obey, or that fails on its way out, fails the test.
+func (p *process) stop() {
+	p.t.Helper()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.exited:
+		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+			p.t.Errorf("%s ended with code %d at SIGTERM", p.args, code)
+		}
+	case <-time.After(stopGrace):
+		p.t.Errorf("%s did not stop within %s of SIGTERM", p.args, stopGrace)
+		p.kill()
+	}
+}
+
+var badLog = regexp.MustCompile(`(?s)(WARNING: DATA RACE|panic: |fatal error: ).{0,999}.{0,999}`)
+
+// end stops it at the end of the test and looks through its log.
+func (p *process) end() {
+	if p.running() {
+		p.stop()
+	}
+	checkLog(p.t, p.log)
+	if p.t.Failed() {
+		p.t.Logf("---- end of %s\n%s", p.log, tail(p.log, 4000))
+	}
+}
+
+// checkLog fails the test for a process that panicked or raced, whatever else went well.
+func checkLog(t *testing.T, path string) {
+	if raw, err := os.ReadFile(path); err == nil {
+		if bad := badLog.Find(raw); bad != nil {
+			t.Errorf("%s:\n%s", path, bad)
+		}
+	}
+}

@@ -1,0 +1,230 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lockstep-dr/lockstep/client"
+)
+
+// TestAControllerKilledInMidFailoverDoesNotStopIt kills it at a random time after the call. In
+// every second round the primary zone is lost, in the others it lives and is demoted.
+func TestAControllerKilledInMidFailoverDoesNotStopIt(t *testing.T) {
+	t.Parallel()
+	const rounds = 10
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	zone := "az1"
+	disks := g.disks(zone)
+	var c chains
+	for round := range rounds {
+		c.run(disks)
+		c.progress(g, patience, 200)
+		lost := round%2 == 1
+		if lost {
+			d.kill(d.members(zone)...)
+		}
+		delay := time.Duration(rand.IntN(300)) * time.Millisecond
+		answered := make(chan error, 1)
+		go func() { answered <- g.c.Act(d.ctx, g.id, client.ActionFailover) }()
+		timer := time.NewTimer(delay)
+		<-timer.C // the one wait that is not for a condition: it decides where the blow falls
+		d.kill("controller")
+		err := <-answered
+		d.start("controller")
+		d.eventually(patience, "the API answers", func() error { _, _, err := g.statuses(); return err })
+		if err != nil {
+			// The call was cut off: whether the transition was recorded is for the record to say.
+			g.eventually(patience, "a failover is under way, or can be asked for", func() error {
+				_, have, err := g.statuses()
+				if err == nil && have.Status == "available" {
+					if err = g.c.Act(d.ctx, g.id, client.ActionFailover); client.IsConflict(err) {
+						err = nil // it was recorded just now
+					}
+				}
+				return err
+			})
+		}
+		g.until(patience, "failovered", "active-stopped", "0")
+		if err := c.broken(g); err == nil {
+			t.Fatal("the old primary still takes writes")
+		}
+		closeAll(disks)
+		zone = other(zone)
+		disks = g.disks(zone)
+		if err := c.inspect(d.ctx, disks); err != nil {
+			t.Fatalf("round %d, killed %s after the call, zone lost: %t: %v", round+1, delay, lost, err)
+		}
+		if lost {
+			d.start(d.members(other(zone))...)
+		}
+		d.untilAlive(d.members("")...)
+		g.act(client.ActionReprotect)
+		g.untilActive()
+	}
+	c.run(disks)
+	c.progress(g, patience, 200)
+	flushAndCompare(g, &c, disks)
+}
+
+func TestEverythingIsThereAfterARestartOfAll(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	var c chains
+	credentials, err := os.ReadFile(filepath.Join(d.dir, "openrc"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, before, err := g.statuses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, how := range []string{"stopped", "killed"} {
+		c.run(disks)
+		c.progress(g, patience, 500)
+		if how == "stopped" {
+			d.down()
+		} else {
+			d.kill(append(d.members(""), "controller")...)
+			if err := d.dev.Process.Signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			<-d.exited
+		}
+		if err := c.broken(g); err == nil {
+			t.Fatalf("%s: no writer noticed", how)
+		}
+		closeAll(disks)
+		d.up()
+		g.untilActive() // by itself
+		after, err := os.ReadFile(filepath.Join(d.dir, "openrc"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(credentials, after) {
+			t.Errorf("%s: the credentials are other ones", how)
+		}
+		_, have, err := g.statuses()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(have.PairIDs, have.PriorityStation, have.CreatedAt) != fmt.Sprint(before.PairIDs, before.PriorityStation, before.CreatedAt) {
+			t.Errorf("%s: the group was %+v and is %+v", how, before, have)
+		}
+		disks = g.disks("az1")
+		if err := c.inspect(d.ctx, disks); err != nil {
+			t.Fatalf("%s: %v", how, err)
+		}
+	}
+	c.run(disks)
+	c.progress(g, patience, 500)
+	flushAndCompare(g, &c, disks)
+}
+
+func TestWritesGoOnWhileTheStoreIsDown(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	var c chains
+	c.run(disks)
+	c.progress(g, patience, 500)
+	d.signal(syscall.SIGSTOP, "controller") // the store is embedded in it
+	stopped := time.Now()
+	c.longest.Store(0)
+	for time.Since(stopped) < 12*time.Second {
+		c.progress(g, 3*time.Second, 50)
+	}
+	if longest := time.Duration(c.longest.Load()); longest > 2*time.Second {
+		t.Errorf("a write took %s while the store was down", longest)
+	}
+	d.signal(syscall.SIGCONT, "controller")
+	g.untilActive()
+	d.untilAlive(d.members("")...)
+	flushAndCompare(g, &c, disks)
+
+	// The same for a process that serves one-sided under the policy available.
+	d.kill(node("az2", 1))
+	g.until(15*time.Second, "available", "inactive", "5")
+	c.run(disks)
+	c.progress(g, patience, 200)
+	d.signal(syscall.SIGSTOP, "controller")
+	for stopped = time.Now(); time.Since(stopped) < 5*time.Second; {
+		c.progress(g, 3*time.Second, 50)
+	}
+	d.signal(syscall.SIGCONT, "controller")
+	d.eventually(patience, "dev start works", func() error { _, _, err := g.statuses(); return err })
+	d.start(node("az2", 1))
+	g.untilActive()
+	flushAndCompare(g, &c, disks)
+}
+
+// TestTheAPISaysThatTheStoreIsDown: a second controller on the same store outlives it.
+func TestTheAPISaysThatTheStoreIsDown(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	url, err := os.ReadFile(filepath.Join(d.dir, "etcd", "client-url"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen := freeAddr(t)
+	config := filepath.Join(d.dir, "second.yaml")
+	text := fmt.Sprintf("id: second\nlisten: %s\netcd_endpoints: [%q]\nadmin_password_file: %s\n", listen, strings.TrimSpace(string(url)), filepath.Join(d.dir, "admin-password"))
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(d.dir, "second.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(d.bin, "controller", "--config", config)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := starter(cmd); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		killer := time.AfterFunc(20*time.Second, func() { t.Error("the controller did not stop"); _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		killer.Stop()
+	}()
+	password, err := os.ReadFile(filepath.Join(d.dir, "admin-password"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var second *client.Client
+	d.eventually(patience, "the second controller answers", func() error {
+		second, err = client.DialWith(d.ctx, client.PasswordAuth("http://"+listen+"/identity/v3", "admin", strings.TrimSpace(string(password)), "Default", "admin"), client.AnyRegion, nil, "")
+		return err
+	})
+	if _, err := second.Groups(d.ctx, client.Filter{}); err != nil {
+		t.Fatal(err)
+	}
+	d.signal(syscall.SIGSTOP, "controller")
+	d.eventually(30*time.Second, "the API answers 503", func() error {
+		_, err := second.CreateVolume(d.ctx, client.VolumeCreate{SizeGiB: 1, AvailabilityZone: "az1"})
+		var refused *client.Error
+		if errors.As(err, &refused) && refused.Status == 503 {
+			return nil
+		}
+		return errors.Join(errors.New("it answers otherwise"), err)
+	})
+	d.signal(syscall.SIGCONT, "controller")
+	d.eventually(30*time.Second, "the API answers again", func() error {
+		_, err := second.Groups(d.ctx, client.Filter{})
+		return err
+	})
+}

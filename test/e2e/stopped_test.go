@@ -1,0 +1,202 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lockstep-dr/lockstep/block"
+	"github.com/lockstep-dr/lockstep/client"
+)
+
+// flushAndCompare ends the load, flushes both disks of a group that is active and compares the sides.
+func flushAndCompare(g *group, c *chains, disks [2]block.Device) {
+	g.t.Helper()
+	if err := c.stop(g); err != nil {
+		g.t.Fatalf("writers: %v", err)
+	}
+	if err := c.inspect(g.ctx, disks); err != nil {
+		g.t.Fatal(err)
+	}
+	for _, disk := range disks {
+		if err := disk.Flush(g.ctx); err != nil {
+			g.t.Fatal(err)
+		}
+	}
+	g.until(time.Second, "available", "active", "0")
+	g.sameFiles(g.pairs...)
+}
+
+func TestAStoppedSecondaryStallsWritesForSecondsAndHealsByItself(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	var c chains
+	c.run(disks)
+	c.progress(g, patience, 500)
+
+	d.signal(syscall.SIGSTOP, node("az2", 1))
+	stopped := time.Now()
+	g.until(5*time.Second, "available", "inactive", "5")
+	tripped := time.Since(stopped)
+	c.progress(g, 2*time.Second, 500)
+	stall := time.Duration(c.longest.Load())
+	t.Logf("tripped after %s, the longest write took %s", tripped.Round(time.Millisecond), stall.Round(time.Millisecond))
+	if stall > 6*time.Second {
+		t.Errorf("writes stalled for %s", stall)
+	}
+	g.refused("5")
+	g.until(time.Second, "available", "inactive", "5")
+
+	d.signal(syscall.SIGCONT, node("az2", 1))
+	g.untilActive()
+	c.progress(g, patience, 500)
+	flushAndCompare(g, &c, disks)
+}
+
+func TestAStoppedPrimaryGoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	var c chains
+	c.run(disks)
+	c.progress(g, patience, 500)
+	d.signal(syscall.SIGSTOP, node("az1", 1))
+	g.until(15*time.Second, "available", "active", "2") // gone, as far as anybody can see
+	before := c.total.Load()
+	d.signal(syscall.SIGCONT, node("az1", 1))
+	c.progress(g, patience, 500)
+	if c.total.Load() <= before {
+		t.Error("no write went on")
+	}
+	g.untilActive()
+	flushAndCompare(g, &c, disks)
+}
+
+func TestAStoppedPrimaryThatWakesAfterAFailoverAnswersNothing(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	var c chains
+	c.run(disks)
+	c.progress(g, patience, 500)
+	d.signal(syscall.SIGSTOP, node("az1", 1))
+	g.failover()
+	there := g.disks("az2")
+	// What was acknowledged up to here is there. The old primary's answers that are still in
+	// sockets are of writes that both sides have.
+	d.signal(syscall.SIGCONT, node("az1", 1))
+	if err := c.broken(g); err == nil {
+		t.Fatal("the old primary took writes after the failover")
+	}
+	if err := c.inspect(d.ctx, there); err != nil {
+		t.Fatal(err)
+	}
+	closeAll(disks)
+	c.run(there)
+	c.progress(g, patience, 500)
+	d.untilAlive(node("az1", 1))
+	g.act(client.ActionReprotect)
+	g.untilActive()
+	flushAndCompare(g, &c, there)
+}
+
+func TestAKilledSecondaryIsCaughtUpWhenItReturns(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	var c chains
+	c.run(disks)
+	c.progress(g, patience, 500)
+	d.kill(node("az2", 1))
+	g.until(10*time.Second, "available", "inactive", "5")
+	c.progress(g, patience, 500)
+	g.refused("5")
+	d.start(node("az2", 1))
+	g.untilActive()
+	c.progress(g, patience, 500)
+	flushAndCompare(g, &c, disks)
+}
+
+// TestAKilledPrimaryProcessGoesOnAfterItsRestart: nothing else happens; the clients connect again.
+func TestAKilledPrimaryProcessGoesOnAfterItsRestart(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	var c chains
+	for range 3 {
+		c.run(disks)
+		c.progress(g, patience, 500)
+		d.kill(node("az1", 1))
+		if err := c.broken(g); err == nil {
+			t.Fatal("no writer noticed")
+		}
+		closeAll(disks)
+		d.start(node("az1", 1))
+		disks = g.disks("az1")
+		if err := c.inspect(d.ctx, disks); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.untilActive()
+	c.run(disks)
+	c.progress(g, patience, 500)
+	flushAndCompare(g, &c, disks)
+}
+
+// TestBothNodesKilledLoseNothing: the processes die, the hosts do not, so even what was not
+// flushed is there.
+func TestBothNodesKilledLoseNothing(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	var c chains
+	c.run(disks)
+	c.progress(g, patience, 500)
+	d.kill(d.members("")...)
+	if err := c.broken(g); err == nil {
+		t.Fatal("no writer noticed")
+	}
+	closeAll(disks)
+	d.start(d.members("")...)
+	g.untilActive()
+	disks = g.disks("az1")
+	if err := c.inspect(d.ctx, disks); err != nil {
+		t.Fatal(err)
+	}
+	c.run(disks)
+	c.progress(g, patience, 500)
+	flushAndCompare(g, &c, disks)
+}
+
+func TestReadsUnderLoadSeeTheLastAcknowledgedWrite(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1))
+	disk := g.open(g.pairs[0], "az1")
+	ctx, cancel := context.WithTimeout(d.ctx, patience)
+	defer cancel()
+	stop := time.Now().Add(4 * time.Second)
+	have, want := make([]byte, blockSize), make([]byte, blockSize)
+	for i := uint64(1); time.Now().Before(stop); i++ {
+		fill(want, int(i%5), i)
+		off := int64(i%64) * blockSize
+		if err := disk.WriteAt(ctx, want, off, i%100 == 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := disk.ReadAt(ctx, have, off); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(have, want) {
+			t.Fatalf("write %d is not what a read gives", i)
+		}
+	}
+}
