@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -237,6 +238,37 @@ func (v *Volume) Intent() []lockstep.Extent {
 
 // IntentBytes is how many bytes the marked regions cover; the last region counts whole.
 func (v *Volume) IntentBytes() int64 { return v.intent.count.Load() * lockstep.RegionBytes }
+
+// IntentMarked reports whether every region of the range is marked, durably.
+func (v *Volume) IntentMarked(off, length int64) bool {
+	return v.intent.hot.AllSet(int(off/lockstep.RegionBytes), int((off+length-1)/lockstep.RegionBytes)+1)
+}
+
+// OldestIntent lists up to n regions whose marks are durable, each as a range, those first in which
+// MarkIntent was not called for longest.
+func (v *Volume) OldestIntent(n int) []lockstep.Extent {
+	w := &v.intent
+	w.commit.mu.Lock()
+	var marked []int
+	for lo, hi := range w.hot.Snapshot().Ranges() {
+		for r := lo; r < hi; r++ {
+			marked = append(marked, r)
+		}
+	}
+	w.commit.mu.Unlock()
+	touched := make(map[int]uint32, len(marked))
+	for _, r := range marked {
+		touched[r] = w.touched.at(r).Load()
+	}
+	slices.SortFunc(marked, func(a, b int) int { return cmp.Or(cmp.Compare(touched[a], touched[b]), cmp.Compare(a, b)) })
+	size := v.size.Load()
+	exts := make([]lockstep.Extent, 0, min(n, len(marked)))
+	for _, r := range marked[:min(n, len(marked))] {
+		off := int64(r) * lockstep.RegionBytes
+		exts = append(exts, lockstep.Extent{Off: off, Len: min(lockstep.RegionBytes, size-off)})
+	}
+	return exts
+}
 
 // IntentSnapshot returns the ranges whose marks are durable, and a number for ClearIntent. The
 // order that makes clearing safe is the caller's: take a snapshot, wait for all writes whose

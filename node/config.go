@@ -10,6 +10,9 @@ import (
 	"github.com/lockstep-dr/lockstep/disk/vfs"
 )
 
+// minIntentLimitMiB is some ten times what one cold mark of the write-intent log sets.
+const minIntentLimitMiB = 256
+
 // Config is what one storage daemon needs to know. Zero durations take the default.
 type Config struct {
 	ID            lockstep.NodeID `yaml:"id"`
@@ -27,11 +30,12 @@ type Config struct {
 	EtcdKey       string          `yaml:"etcd_key"`
 	BootIDPath    string          `yaml:"boot_id_path"` // default /proc/sys/kernel/random/boot_id
 
-	TripAfter   time.Duration `yaml:"trip_after"`   // silence of a secondary before a trip, default 3s
-	LeaseTTL    time.Duration `yaml:"lease_ttl"`    // read lease, default 1s
-	LeaseMargin time.Duration `yaml:"lease_margin"` // allowance for clock drift, default 100ms
-	Heartbeat   time.Duration `yaml:"heartbeat"`    // default 200ms
-	FlushEvery  time.Duration `yaml:"flush_every"`  // background flush, default 1s
+	TripAfter      time.Duration `yaml:"trip_after"`       // silence of a secondary before a trip, default 3s
+	LeaseTTL       time.Duration `yaml:"lease_ttl"`        // read lease, default 1s
+	LeaseMargin    time.Duration `yaml:"lease_margin"`     // allowance for clock drift, default 100ms
+	Heartbeat      time.Duration `yaml:"heartbeat"`        // default 200ms
+	FlushEvery     time.Duration `yaml:"flush_every"`      // background flush, default 1s
+	IntentLimitMiB int64         `yaml:"intent_limit_mib"` // most that the write-intent log of a volume marks in sync, default 4096
 
 	fs      vfs.FS      // nil: the operating system's; tests break it
 	hostID  string      // "": /etc/machine-id
@@ -50,6 +54,9 @@ func (c Config) WithDefaults() Config {
 	def(&c.LeaseMargin, 100*time.Millisecond)
 	def(&c.Heartbeat, 200*time.Millisecond)
 	def(&c.FlushEvery, time.Second)
+	if c.IntentLimitMiB == 0 {
+		c.IntentLimitMiB = 4096
+	}
 	if c.Replicate == "" {
 		c.Replicate = "127.0.0.1:0"
 	}
@@ -81,6 +88,9 @@ func (c Config) Validate() error {
 	}
 	if c.Heartbeat*2 > c.LeaseTTL {
 		errs = append(errs, fmt.Errorf("heartbeat: %s must be at most half of lease_ttl (%s)", c.Heartbeat, c.LeaseTTL))
+	}
+	if c.IntentLimitMiB < minIntentLimitMiB {
+		errs = append(errs, fmt.Errorf("intent_limit_mib: %d is too little, at least %d are needed", c.IntentLimitMiB, minIntentLimitMiB))
 	}
 	return errors.Join(errs...)
 }

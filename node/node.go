@@ -95,7 +95,7 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 	n.report.init(n)
 	n.host, err = replica.NewHost(replica.Config{
 		Node: cfg.ID, AZ: cfg.AZ, Cluster: cluster, BootID: boot, Instance: n.pool.InstanceID(), Start: n.pool.StartCounter(), Software: Version,
-		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery,
+		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20,
 		Store: &records{st: st}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
 	}, n.pool)
 	if err != nil {

@@ -25,6 +25,11 @@ type SetMode struct {
 	// the store: an answer to a linearizable read of the record that still showed Epoch, not older
 	// than the TTL counted from when it was asked [F16].
 	Strict bool
+	// Unrepaired: in ModeTwoSided the regions that the write-intent log named when this process
+	// started may still differ at the secondary. Requests to one of them wait until JobRepair has
+	// compared it, which takes those first that are waited for; its mark must not be cleared before
+	// [F9]. Every other mode but ModeHeld ends that.
+	Unrepaired bool
 }
 
 // Batch is a list of slow, durable steps; BatchDone reports its end. A newer Batch, or a newer
@@ -97,7 +102,7 @@ type Job string
 
 // Jobs.
 const (
-	JobRepair      Job = "repair"        // send the regions of the write-intent log that differ [F9]
+	JobRepair      Job = "repair"        // send the regions of the write-intent log that differ, while requests to others are served [F9]
 	JobTakeBack    Job = "take-back"     // fetch the regions of the write-intent log [F2]
 	JobTakeBackAll Job = "take-back-all" // fetch everything: the directory is not the recorded one
 	// JobResync sends dirty chunks until none is left. What was noted as sent under another boot id

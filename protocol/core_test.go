@@ -195,18 +195,35 @@ func TestOneSidedNeedsALinearizableReadAfterStart(t *testing.T) {
 	}
 }
 
-func TestTwoSidedOnlyAfterHelloAnnouncementAndRepair(t *testing.T) { // [F9]
+// Goal: after a restart in sync a volume is served, two-sided, only once its secondary has said
+// hello and has the epoch; what may differ is held back until the repair is done, also over a
+// reconnect [F9].
+func TestTwoSidedOnlyAfterHelloAndAnnouncementRepairedWhileItServes(t *testing.T) {
 	b := newBench(t, p1, "az1", "bp1", savedAs(RolePrimary, rec(StateNormal, true), "bp1"))
 	mustNot[SetMode](b, b.does(must[Batch](b, b.reads(rec(StateNormal, true)))))
-	ann := must[Announce](b, b.c.Step(up(s1, "bs1")))
-	job := must[PeerJob](b, b.c.Step(Announced{Peer: s1, Session: ann.Session, Epoch: 10, OK: true}))
+	serves := func(start uint64, unrepaired bool) []Action {
+		t.Helper()
+		hello := up(s1, "bs1")
+		hello.Session.Start = start
+		acts := b.c.Step(hello)
+		mustNot[SetMode](b, acts)
+		ann := must[Announce](b, acts)
+		acts = b.c.Step(Announced{Peer: s1, Session: ann.Session, Epoch: 10, OK: true})
+		if m := must[SetMode](b, acts); m.Mode != ModeTwoSided || m.Epoch != 10 || m.Session != ann.Session || m.Unrepaired != unrepaired {
+			t.Errorf("%+v", m)
+		}
+		return acts
+	}
+	job := must[PeerJob](b, serves(1, true))
 	if job.Job != JobRepair {
 		t.Errorf("job %s", job.Job)
 	}
-	mustNot[SetMode](b, b.c.Step(JobDone{Token: job.Token, Peer: s1, Session: lockstep.Session{Start: 9}}))
-	if m := must[SetMode](b, b.c.Step(JobDone{Token: job.Token, Peer: s1, Session: ann.Session})); m.Mode != ModeTwoSided || m.Epoch != 10 || m.Session != ann.Session {
-		t.Errorf("%+v", m)
-	}
+	b.c.Step(PeerDown{Peer: s1, Session: job.Session})
+	b.c.Step(JobDone{Token: job.Token, Peer: s1, Session: job.Session}) // too late: it does not count
+	job = must[PeerJob](b, serves(2, true))
+	mustNot[SetMode](b, b.c.Step(JobDone{Token: job.Token, Peer: s1, Session: job.Session}))
+	b.c.Step(PeerDown{Peer: s1, Session: job.Session})
+	mustNot[PeerJob](b, serves(3, false))
 }
 
 func TestUnrecordedSecondaryTrips(t *testing.T) {

@@ -232,7 +232,8 @@ func (c *Core) serve(id lockstep.NodeID, p *peer, m Mode) {
 	}
 	p.serving = true
 	c.mode, c.why = m, ""
-	c.emit(SetMode{Mode: m, Peer: id, Session: p.session, Epoch: c.rec.Epoch, Strict: c.rec.Strict})
+	unrepaired := m == ModeTwoSided && !c.repairFree && !p.repaired
+	c.emit(SetMode{Mode: m, Peer: id, Session: p.session, Epoch: c.rec.Epoch, Strict: c.rec.Strict, Unrepaired: unrepaired})
 }
 
 // repaired: after a restart of this process the regions that may differ were compared [F9].
@@ -245,7 +246,8 @@ func (c *Core) repaired(id lockstep.NodeID, p *peer) bool {
 }
 
 // serveInSync brings every volume to two-sided whose secondary is there under its recorded boot
-// id; another boot id is a reason to trip at once. No data is sent before.
+// id; another boot id is a reason to trip at once. No data is sent before. After a restart it is
+// repaired while it serves.
 func (c *Core) serveInSync() {
 	for _, id := range c.peersOf(c.rec) {
 		p := c.peer(id)
@@ -256,8 +258,9 @@ func (c *Core) serveInSync() {
 			c.propose(Proposal{Kind: ProposeTrip, Cause: CauseSecondaryBoot, Reason: fmt.Sprintf("secondary node %s came back after a restart of its host or with another directory", id)})
 			continue
 		}
-		if c.announceTo(id, p) && c.repaired(id, p) {
+		if c.announceTo(id, p) {
 			c.serve(id, p, ModeTwoSided)
+			c.repaired(id, p)
 		}
 	}
 }

@@ -37,30 +37,46 @@ func (h *Host) flushLoop() {
 }
 
 // backgroundFlush does one round for one volume, if anything was written since the last. Marks are
-// cleared only if, all the while, the volume was two-sided on one link, whose secondary is in its
-// recorded life, and only those without a write begun since or still in flight.
+// cleared only of regions without a write begun since or still in flight, and not of those that a
+// repair has still to compare.
 func (v *Volume) backgroundFlush() error {
+	v.mu.Lock()
+	mode := v.mode
+	v.mu.Unlock()
+	switch {
+	case v.disk.IntentBytes() == 0:
+		return nil
+	case mode == protocol.ModeOneSided:
+		if err := v.disk.Sync(); err != nil {
+			return v.broken(err)
+		}
+		return nil
+	case mode != protocol.ModeTwoSided:
+		return nil
+	}
+	return v.flushAndClear(func(marked []lockstep.Extent) []lockstep.Extent {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		busy := v.unrepairedExtents()
+		for _, o := range v.ops {
+			busy = append(busy, o.ext)
+		}
+		return idle(marked, busy)
+	})
+}
+
+// flushAndClear flushes both sides and then clears marks of what choose gives, called after the
+// snapshot of the log and before the flushes. Nothing is cleared unless, all the while, the volume
+// was two-sided on one link, whose secondary is in its recorded life [F6].
+func (v *Volume) flushAndClear(choose func(marked []lockstep.Extent) []lockstep.Extent) error {
 	v.mu.Lock()
 	gen, mode, l, epoch, changed := v.gen, v.mode, v.link, v.epoch, v.changed
 	v.mu.Unlock()
 	if mode != protocol.ModeTwoSided {
-		if mode == protocol.ModeOneSided && v.disk.IntentBytes() > 0 {
-			if err := v.disk.Sync(); err != nil {
-				return v.broken(err)
-			}
-		}
 		return nil
 	}
-	if v.disk.IntentBytes() == 0 {
-		return nil
-	}
-	exts, snap := v.disk.IntentSnapshot()
-	v.mu.Lock()
-	var busy []lockstep.Extent
-	for _, o := range v.ops {
-		busy = append(busy, o.ext)
-	}
-	v.mu.Unlock()
+	marked, snap := v.disk.IntentSnapshot()
+	chosen := choose(marked)
 	remote := l.call(wire.Header{Kind: wire.KindFlush, Epoch: epoch, Volume: v.key}, nil)
 	if err := v.disk.Sync(); err != nil {
 		return v.broken(err)
@@ -79,7 +95,67 @@ func (v *Volume) backgroundFlush() error {
 	if !same {
 		return nil
 	}
-	return v.disk.ClearIntent(idle(exts, busy), snap)
+	return v.disk.ClearIntent(chosen, snap)
+}
+
+// boundIntent makes room in the write-intent log before e is marked, so that the log exceeds its
+// limit by one cold mark at most: it bounds what a restart of
+// this process has to compare [F9]. Only two-sided: out of sync no mark is cleared [F14]. The oldest
+// regions that no write is in are claimed, so that none begins, and flushed on both sides. Called
+// without mu.
+func (v *Volume) boundIntent(e lockstep.Extent) error {
+	if v.disk.IntentBytes() < v.intentLimit || v.disk.IntentMarked(e.Off, e.Len) {
+		return nil
+	}
+	v.roomMu.Lock()
+	defer v.roomMu.Unlock()
+	if v.disk.IntentBytes() < v.intentLimit {
+		return nil
+	}
+	claims := v.claimIdle(v.disk.OldestIntent(int(v.disk.IntentBytes() / lockstep.RegionBytes)))
+	if len(claims) == 0 {
+		return nil // writes are under way in all of them: their number is bounded elsewhere
+	}
+	defer func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		for _, o := range claims {
+			v.leave(o)
+		}
+	}()
+	return v.flushAndClear(func([]lockstep.Extent) []lockstep.Extent {
+		exts := make([]lockstep.Extent, len(claims))
+		for i, o := range claims {
+			exts[i] = o.ext
+		}
+		return exts
+	})
+}
+
+// roomBytes is the least that is made room for at once: more than a cold mark of a stream sets.
+const roomBytes = int64(64) << 20
+
+// claimIdle claims the first regions that nothing is under way in, up to a sixteenth of the limit.
+func (v *Volume) claimIdle(regions []lockstep.Extent) []*op {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	left := v.unrepairedExtents()
+	var claims []*op
+	for _, e := range regions {
+		if int64(len(claims))*lockstep.RegionBytes >= max(v.intentLimit/16, roomBytes) {
+			break
+		}
+		free := v.overlapping(e) == nil
+		for _, u := range left {
+			free = free && !u.Overlaps(e)
+		}
+		if free {
+			o := &op{kind: opChunk, ext: e}
+			v.ops = append(v.ops, o)
+			claims = append(claims, o)
+		}
+	}
+	return claims
 }
 
 // idle lists the regions of exts that no busy range touches.

@@ -373,6 +373,9 @@ func (g *Group) do(a protocol.Action) {
 			}
 		}
 		for _, v := range g.volumesAt(a.Peer) {
+			if a.Unrepaired {
+				v.loadUnrepaired()
+			}
 			v.setMode(a.Mode, a.Epoch, l, le, a.Why)
 		}
 	case protocol.Batch:

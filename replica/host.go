@@ -50,6 +50,8 @@ type Config struct {
 	Software string
 
 	TripAfter, LeaseTTL, LeaseMargin, Heartbeat, FlushEvery time.Duration
+	// IntentLimitBytes bounds what the write-intent log of a volume marks while it is two-sided.
+	IntentLimitBytes int64
 
 	Store   Store
 	Resolve func(lockstep.NodeID) (addr string, ok bool) // host:port of a node's replication listener

@@ -78,25 +78,6 @@ func split(e lockstep.Extent, size int64, f func(lockstep.Extent) error) error {
 	return nil
 }
 
-// repair makes the secondary equal in the regions of the write-intent log [F9]. Nothing is being
-// written: the volume is held.
-func (v *Volume) repair(ctx context.Context, l *link, epoch lockstep.Epoch) error {
-	eg, ctx := errgroup.WithContext(ctx)
-	eg.SetLimit(resyncDepth)
-	for _, region := range v.disk.Intent() {
-		err := split(region, v.Size(), func(e lockstep.Extent) error {
-			eg.Go(func() error {
-				return v.sendDiffering(ctx, l, epoch, e, func(int) bool { return true }, false)
-			})
-			return ctx.Err()
-		})
-		if err != nil {
-			break
-		}
-	}
-	return eg.Wait()
-}
-
 // takeBack fetches ranges from the secondary, which is in its recorded life [F2]. The caller
 // flushes before the new boot id is recorded.
 func (v *Volume) takeBack(ctx context.Context, l *link, epoch lockstep.Epoch, exts []lockstep.Extent) error {

@@ -20,6 +20,9 @@ func (v *Volume) setMode(m protocol.Mode, epoch lockstep.Epoch, l *link, le *lea
 		v.draining = false
 		v.link, v.lease, v.epoch = l, le, epoch
 	}
+	if endsRepair(m) {
+		v.dropUnrepaired()
+	}
 	v.gen++
 	close(v.changed)
 	v.changed = make(chan struct{})

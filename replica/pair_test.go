@@ -114,7 +114,7 @@ func newPairWith(t testing.TB, change func(*Config), dirs ...string) *pair {
 		t.Cleanup(func() { _ = pool.Close() })
 		cfg := Config{
 			Node: id, AZ: lockstep.AZ(id), Cluster: "c", BootID: "boot-" + lockstep.BootID(id), Instance: pool.InstanceID(), Start: pool.StartCounter(),
-			TripAfter: time.Second, LeaseTTL: 500 * time.Millisecond, LeaseMargin: 50 * time.Millisecond, Heartbeat: 50 * time.Millisecond, FlushEvery: 100 * time.Millisecond,
+			TripAfter: time.Second, LeaseTTL: 500 * time.Millisecond, LeaseMargin: 50 * time.Millisecond, Heartbeat: 50 * time.Millisecond, FlushEvery: 100 * time.Millisecond, IntentLimitBytes: 1 << 40,
 			Store: p.st, Resolve: func(n lockstep.NodeID) (string, bool) { return p.addr[n], true }, Changed: func(lockstep.GroupID) {}, Log: discard(),
 		}
 		change(&cfg)

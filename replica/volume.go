@@ -29,6 +29,9 @@ type Volume struct {
 	size atomic.Int64 // announced size, bytes
 	fail func(v *Volume, err error)
 
+	intentLimit int64      // bytes that the write-intent log may mark while two-sided
+	roomMu      sync.Mutex // one at a time makes room in it; held across the flushes of both sides
+
 	mu        sync.Mutex // guards everything below; never held across I/O
 	mode      protocol.Mode
 	why       string
@@ -48,7 +51,9 @@ type Volume struct {
 	todo      *bitmap.Bitmap // copying: chunks still to send
 	todoEpoch lockstep.Epoch
 	todoPeer  string // link.life of the secondary that got the rest
-	total     int64  // chunks to send when the copying began
+	// unrepaired: in sync after a restart, what is still to compare; nil: nothing.
+	unrepaired *unrepaired
+	total      int64 // chunks to send when the copying began
 
 	flushing atomic.Bool // a background flush is under way
 }
@@ -78,9 +83,9 @@ type op struct {
 	gone      chan struct{} // closed when the op has left the list; made on demand
 }
 
-func newVolume(d *disk.Volume, fail func(*Volume, error)) *Volume {
+func newVolume(d *disk.Volume, intentLimit int64, fail func(*Volume, error)) *Volume {
 	v := &Volume{
-		id: d.ID(), disk: d, fail: fail, mode: protocol.ModeHeld, why: "starting",
+		id: d.ID(), disk: d, fail: fail, intentLimit: intentLimit, mode: protocol.ModeHeld, why: "starting",
 		changed: make(chan struct{}), closed: make(chan struct{}), bySeq: map[uint64]*op{},
 	}
 	v.size.Store(d.Size())
@@ -116,6 +121,7 @@ func (v *Volume) release() {
 		return
 	}
 	v.stopped = true
+	v.dropUnrepaired()
 	v.gen++
 	close(v.changed)
 	v.changed = make(chan struct{})
@@ -183,17 +189,11 @@ func (v *Volume) Zero(ctx context.Context, off, length int64, flags block.ZeroFl
 // secondary nor keep a fence waiting for as long as it takes to write the zeroes.
 const zeroBytes = int64(32) << 20
 
-// admit waits until the mode takes requests and nothing overlaps, and enters o.
+// admit waits until the mode takes requests to that range and nothing overlaps, and enters o.
 func (v *Volume) admit(ctx context.Context, o *op) error {
 	for {
-		if err := v.refusal(); err != nil {
+		if err := v.admitRead(ctx, o.ext); err != nil {
 			return err
-		}
-		if v.mode == protocol.ModeHeld {
-			if err := v.wait(ctx, v.changed); err != nil {
-				return err
-			}
-			continue
 		}
 		if other := v.overlapping(o.ext); other != nil {
 			if err := v.wait(ctx, other.leaving()); err != nil {
@@ -316,7 +316,10 @@ func (v *Volume) submit(o *op) (send bool, err error) {
 			_ = v.wait(context.Background(), v.changed)
 		case !o.marked && v.mode != protocol.ModePlain:
 			v.mu.Unlock()
-			err := v.disk.MarkIntent(o.ext.Off, o.ext.Len)
+			err := v.boundIntent(o.ext)
+			if err == nil {
+				err = v.disk.MarkIntent(o.ext.Off, o.ext.Len)
+			}
 			if err != nil {
 				_ = v.broken(err)
 			}
@@ -454,6 +457,7 @@ func (v *Volume) broken(err error) error {
 		v.failed = fmt.Errorf("volume %s: %w: %w", v.id, lockstep.ErrVolumeFailed, err)
 	}
 	err = v.failed
+	v.dropUnrepaired()
 	v.gen++
 	close(v.changed)
 	v.changed = make(chan struct{})
@@ -472,7 +476,7 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	ext := lockstep.Extent{Off: off, Len: int64(len(p))}
 	for {
 		v.mu.Lock()
-		if err := v.admitRead(ctx); err != nil {
+		if err := v.admitRead(ctx, ext); err != nil {
 			v.mu.Unlock()
 			return err
 		}
@@ -491,15 +495,19 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 }
 
-func (v *Volume) admitRead(ctx context.Context) error {
+// admitRead waits until the mode takes requests to the range.
+func (v *Volume) admitRead(ctx context.Context, ext lockstep.Extent) error {
 	for {
 		if err := v.refusal(); err != nil {
 			return err
 		}
+		var until <-chan struct{} = v.changed
 		if v.mode != protocol.ModeHeld {
-			return nil
+			if until = v.unrepairedIn(ext); until == nil {
+				return nil
+			}
 		}
-		if err := v.wait(ctx, v.changed); err != nil {
+		if err := v.wait(ctx, until); err != nil {
 			return err
 		}
 	}
@@ -550,7 +558,7 @@ func (v *Volume) settleRead(ctx context.Context, ext lockstep.Extent, gen uint64
 func (v *Volume) Flush(ctx context.Context) error {
 	for {
 		v.mu.Lock()
-		if err := v.admitRead(ctx); err != nil {
+		if err := v.admitRead(ctx, lockstep.Extent{}); err != nil { // what is not yet repaired was never acknowledged in this life
 			v.mu.Unlock()
 			return err
 		}
@@ -596,28 +604,22 @@ func (v *Volume) Extents(ctx context.Context, off, length int64) ([]block.Extent
 	if err := block.CheckRange(off, length, v.Size()); err != nil {
 		return nil, err
 	}
-	v.mu.Lock()
-	err := v.admitRead(ctx)
-	gen := v.gen
-	v.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
+	ext := lockstep.Extent{Off: off, Len: length}
 	for {
+		v.mu.Lock()
+		err := v.admitRead(ctx, ext)
+		gen := v.gen
+		v.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
 		exts, err := v.disk.Extents(off, length)
 		if err != nil {
 			return nil, err
 		}
-		ok, err := v.settleRead(ctx, lockstep.Extent{Off: off, Len: length}, gen)
+		ok, err := v.settleRead(ctx, ext, gen)
 		if ok || err != nil {
 			return exts, err
-		}
-		v.mu.Lock()
-		err = v.admitRead(ctx)
-		gen = v.gen
-		v.mu.Unlock()
-		if err != nil {
-			return nil, err
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"slices"
+
 	"github.com/lockstep-dr/lockstep/protocol"
 )
 
@@ -12,6 +14,7 @@ type job struct {
 	pending int
 	todo    []place // repair, take-back
 	ended   bool
+	slow    bool // a repair that takes seconds
 }
 
 type place struct {
@@ -39,7 +42,8 @@ func (p *process) startJob(a protocol.PeerJob) {
 		j.resync()
 	case protocol.JobRepair:
 		p.w.stats.Repairs++
-		j.collect(false)
+		j.slow = p.w.chance(25)
+		j.collectUnrepaired()
 		j.repair()
 	case protocol.JobTakeBack, protocol.JobTakeBackAll:
 		p.w.stats.TakeBacks++
@@ -65,6 +69,37 @@ func (j *job) end(e protocol.JobDone) {
 	delete(j.p.jobs, j.Peer)
 	e.Token, e.Peer, e.Session = j.Token, j.Peer, j.Session
 	j.p.step(e)
+}
+
+// collectUnrepaired lists the blocks of the regions that may differ since the life before.
+func (j *job) collectUnrepaired() {
+	for _, pv := range j.p.vols {
+		if pv.peer != j.Peer {
+			continue
+		}
+		pv.loadUnrepaired()
+		for b := range blocksPerVolume {
+			if pv.unrepaired[b/blocksPerRegion] {
+				j.todo = append(j.todo, place{pv, b})
+			}
+		}
+	}
+}
+
+// next takes a block of a region that a request waits for, or else any.
+func (j *job) next() place {
+	i := max(0, slices.IndexFunc(j.todo, func(at place) bool { return at.pv.wanted[at.block/blocksPerRegion] }))
+	at := j.todo[i]
+	j.todo = slices.Delete(j.todo, i, i+1)
+	return at
+}
+
+// repairedRegion ends the waiting for a region once no block of it is left.
+func (j *job) repairedRegion(pv *pvol, region int) {
+	if !slices.ContainsFunc(j.todo, func(at place) bool { return at.pv == pv && at.block/blocksPerRegion == region }) {
+		pv.unrepaired[region], pv.wanted[region] = false, false
+		pv.pump()
+	}
 }
 
 // collect lists the blocks under the write intent, or all.
@@ -123,7 +158,8 @@ func (j *job) resync() {
 	}
 }
 
-// repair sends the blocks under the write intent under an epoch announced before [F9].
+// repair sends the blocks of unrepaired regions under an epoch announced before, while requests to
+// other regions are served [F9].
 func (j *job) repair() {
 	if j.gone() {
 		return
@@ -132,13 +168,20 @@ func (j *job) repair() {
 		j.end(protocol.JobDone{})
 		return
 	}
-	at := j.todo[0]
-	j.todo = j.todo[1:]
+	at := j.next()
 	fr := frame{epoch: j.Epoch, session: j.Session, vol: at.pv.v.pair, block: at.block, id: at.pv.v.cache[at.block]}
 	j.c.request(func(answer func(any)) { j.c.acc.onFrame(j.c, fr, answer) }, func(reply any) {
 		a := reply.(frameReply)
 		if a.refused || a.disk {
 			j.end(protocol.JobDone{Err: errVolume})
+			return
+		}
+		if j.gone() {
+			return
+		}
+		j.repairedRegion(at.pv, at.block/blocksPerRegion)
+		if j.slow { // a log of many regions: much happens before its end
+			j.p.after(j.p.w.between(100, 900), j.repair)
 			return
 		}
 		j.repair()

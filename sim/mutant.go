@@ -20,5 +20,7 @@ type Mutant struct {
 	ReadInFlight      bool // reads do not wait for an overlapping write
 	NoDirtyFromIntent bool // write intent does not become dirty
 	FenceAssumed      bool // an operator's continue counts as every secondary's fence
+	UnrepairedServed  bool // requests do not wait for the repair of their region
+	UnrepairedCleared bool // write intent of a region is cleared before its repair
 	StrictIgnored     bool // the strict policy needs no lease from the store
 }

@@ -26,6 +26,8 @@ func TestMutants(t *testing.T) {
 		{name: "reads without lease", brk: Mutant{NoReadLease: true}},
 		{name: "reads of unacknowledged writes", brk: Mutant{ReadInFlight: true}},
 		{name: "intent does not become dirty", brk: Mutant{NoDirtyFromIntent: true}},
+		{name: "unrepaired regions served", brk: Mutant{UnrepairedServed: true}},
+		{name: "intent of unrepaired regions cleared", brk: Mutant{UnrepairedCleared: true}},
 		{name: "strict ignored", brk: Mutant{StrictIgnored: true}, focus: FocusOperator},
 	} {
 		t.Run(m.name, func(t *testing.T) {

@@ -61,6 +61,11 @@ type pvol struct {
 	marking   [regionsPerVolume]bool
 	regionGen [regionsPerVolume]int
 
+	// unrepaired is set for the regions of the intent log of the life before that the secondary may
+	// not have as they are here; loaded once in a life. wanted: a request waits for it.
+	unrepaired, wanted [regionsPerVolume]bool
+	loaded             bool
+
 	// sent notes, out of sync, which dirty blocks the secondary has, in which life of it.
 	sent     [blocksPerVolume]bool
 	sentBoot lockstep.BootID
@@ -119,6 +124,10 @@ func (pv *pvol) pump() {
 func (pv *pvol) start(r *request) bool {
 	brk := pv.p.w.opt.Break
 	if pv.mode == protocol.ModeHeld || pv.busy(r.block) && !(r.read && brk.ReadInFlight) {
+		return false
+	}
+	if region := r.block / blocksPerRegion; pv.unrepaired[region] && !brk.UnrepairedServed {
+		pv.wanted[region] = true
 		return false
 	}
 	if r.read {
@@ -292,6 +301,11 @@ func (pv *pvol) setMode(a protocol.SetMode) {
 	pv.mode = a.Mode
 	if a.Mode != protocol.ModeHeld {
 		pv.strict = a.Strict
+		if a.Unrepaired {
+			pv.loadUnrepaired()
+		} else {
+			pv.unrepaired = [regionsPerVolume]bool{}
+		}
 	}
 	switch a.Mode {
 	case protocol.ModeHeld:
@@ -338,6 +352,13 @@ func (pv *pvol) setMode(a protocol.SetMode) {
 			f.req.finish(refused, 0)
 		}
 		pv.fly = nil
+	}
+}
+
+// loadUnrepaired is called before the first request of a life is served two-sided.
+func (pv *pvol) loadUnrepaired() {
+	if !pv.loaded {
+		pv.loaded, pv.unrepaired = true, pv.v.intent
 	}
 }
 
@@ -421,7 +442,7 @@ func (pv *pvol) flushAndClear(c *conn) {
 	p, epoch, session := pv.p, pv.epoch, pv.session
 	gen, candidates := pv.regionGen, [regionsPerVolume]bool{}
 	for r := range candidates {
-		candidates[r] = pv.v.intent[r] && !slices.ContainsFunc(pv.fly, func(f *flight) bool { return f.block/blocksPerRegion == r })
+		candidates[r] = pv.v.intent[r] && (!pv.unrepaired[r] || p.w.opt.Break.UnrepairedCleared) && !slices.ContainsFunc(pv.fly, func(f *flight) bool { return f.block/blocksPerRegion == r })
 	}
 	left := 2
 	end := func(ok bool) {

@@ -51,6 +51,8 @@ func newSettings(target any, help map[string]string, flags *pflag.FlagSet) *sett
 			flags.String(name, v.String(), text)
 		case v.Kind() == reflect.Bool:
 			flags.Bool(name, v.Bool(), text)
+		case v.Kind() == reflect.Int64:
+			flags.Int64(name, v.Int(), text)
 		case v.Kind() == reflect.Slice:
 			flags.StringSlice(name, stringsOf(v), text)
 		default:
@@ -176,6 +178,12 @@ func assign(v reflect.Value, text string) error {
 			return fmt.Errorf("%q is neither true nor false", text)
 		}
 		v.SetBool(b)
+	case v.Kind() == reflect.Int64:
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%q is no number", text)
+		}
+		v.SetInt(n)
 	case v.Kind() == reflect.Slice:
 		list := reflect.MakeSlice(v.Type(), 0, 4)
 		for item := range strings.SplitSeq(text, ",") {
