@@ -18,6 +18,8 @@ func TestStatements(t *testing.T) {
 		`{"lockstep-accept-lost-secondary":{"reason":"r"}}`,
 		`{"lockstep-accept-lost-secondary":{"node":"n"}}`,
 		`{"lockstep-accept-lost-secondary":{"node":7,"reason":"r"}}`,
+		`{"lockstep-confirm-node-off":{"reason":"r"}}`,
+		`{"lockstep-confirm-node-off":{"node":"n"}}`,
 		`{"lockstep-one-sided":null}`,
 		`{"lockstep-one-sided":{"policy":"lax"}}`,
 	} {
@@ -31,6 +33,7 @@ func TestStatements(t *testing.T) {
 	for _, body := range []string{
 		`{"lockstep-continue":{"reason":"rack burnt"}}`,
 		`{"lockstep-accept-lost-secondary":{"node":"n1","reason":"scrapped"}}`,
+		`{"lockstep-confirm-node-off":{"node":"n2","reason":"power cut at the PDU"}}`,
 		`{"lockstep-one-sided":{"policy":"strict"}}`,
 	} {
 		if a := r.v2("POST", path, body); a.StatusCode != 200 || a.body != "" {
@@ -40,6 +43,7 @@ func TestStatements(t *testing.T) {
 	want := []string{
 		group + ` continue "" "rack burnt" admin=true`,
 		group + ` accept-lost-secondary "n1" "scrapped" admin=true`,
+		group + ` confirm-node-off "n2" "power cut at the PDU" admin=true`,
 		group + ` strict=true`,
 	}
 	if !slices.Equal(r.svc.declared, want) {

@@ -44,6 +44,12 @@ func (c *Client) Continue(ctx context.Context, group, reason string) error {
 	return c.act(ctx, group, map[string]any{"lockstep-continue": map[string]any{"reason": reason}})
 }
 
+// ConfirmNodeOff states that a primary node is powered off, for a stop or a failover that waits for
+// it; for operators.
+func (c *Client) ConfirmNodeOff(ctx context.Context, group, node, reason string) error {
+	return c.act(ctx, group, map[string]any{"lockstep-confirm-node-off": map[string]any{"node": node, "reason": reason}})
+}
+
 // AcceptLostSecondary states that a secondary node is gone for good; for operators.
 func (c *Client) AcceptLostSecondary(ctx context.Context, group, node, reason string) error {
 	return c.act(ctx, group, map[string]any{"lockstep-accept-lost-secondary": map[string]any{"node": node, "reason": reason}})

@@ -16,11 +16,13 @@ type Statement string
 const (
 	// StateContinue lets a trip end although a primary node does not confirm.
 	StateContinue Statement = "continue"
+	// StateNodeOff says that a primary node is powered off, for a trip or failover under way.
+	StateNodeOff Statement = "confirm-node-off"
 	// StateLostSecondary says that a secondary node is gone for good: unflushed writes may be missing.
 	StateLostSecondary Statement = "accept-lost-secondary"
 )
 
-// Declare takes an operator's statement; node is needed by StateLostSecondary only.
+// Declare takes an operator's statement; node is needed by all but StateContinue.
 func (c *Controller) Declare(ctx context.Context, caller Caller, id lockstep.GroupID, s Statement, node lockstep.NodeID, reason string) error {
 	if !caller.Admin {
 		return &Error{Kind: KindForbidden, Message: "the statement " + string(s) + " needs the role admin"}
@@ -38,6 +40,12 @@ func (c *Controller) Declare(ctx context.Context, caller Caller, id lockstep.Gro
 		switch s {
 		case StateContinue:
 			next, err = x.r.Continue()
+		case StateNodeOff:
+			next, err = x.r.ConfirmOff(node)
+			what += " " + string(node)
+			if err == nil && x.alive[node] {
+				return conflict("", "node %s is alive: it is not off", node)
+			}
 		case StateLostSecondary:
 			next, err = x.r.AcceptLost(node)
 			what += " " + string(node)

@@ -33,7 +33,8 @@ func Advance(r Record, answers map[lockstep.NodeID]Answer, patience bool) (next 
 type answerAt func(lockstep.NodeID) (Answer, bool)
 
 // advanceTripping: tripped once every primary node itself has confirmed with all its volumes
-// healthy, or, on an operator's continue, is fenced by all its secondaries [F10]; else back to in sync [F21] when every node that holds reports its secondaries back.
+// healthy, is off by an operator's word or, on an operator's continue, is fenced by all its
+// secondaries [F10]; else back to in sync [F21] when every node that holds reports its secondaries back.
 func advanceTripping(r Record, at answerAt, patience bool) (Record, []lockstep.NodeID, bool) {
 	nodes := r.PrimaryNodes()
 	confirmed, back, drained := 0, 0, true
@@ -41,6 +42,11 @@ func advanceTripping(r Record, at answerAt, patience bool) (Record, []lockstep.N
 	for _, node := range nodes {
 		a, ok := at(node)
 		if !ok || a.Step != StepTripping || a.BootID == "" || !a.Healthy {
+			if r.isOff(node) {
+				confirmed++
+				drained = false
+				continue
+			}
 			if by, ok := fencedBy(r, node, at); ok {
 				confirmed++
 				drained = false
@@ -86,6 +92,9 @@ func advanceTripping(r Record, at answerAt, patience bool) (Record, []lockstep.N
 	}
 	return r, nil, false
 }
+
+// isOff: by a statement made at this very epoch.
+func (r Record) isOff(node lockstep.NodeID) bool { return r.Off[node] == r.Epoch && r.Epoch != 0 }
 
 // fencedBy lists the secondaries that have fenced a primary node on an operator's continue; ok only
 // if that is every one that holds a volume of the group which the node serves.
@@ -159,14 +168,19 @@ func advanceFailovering(r Record, at answerAt) (Record, []lockstep.NodeID, bool)
 	n.State, n.InSync, n.FailedOver = StateNormal, false, true
 	n.Primary, n.Secondary = r.Secondary, r.Primary
 	n.Cause, n.Reason, n.Drained = CauseFailover, "", false
-	old := r.PrimaryNodes()
 	n.Fenced = true
-	for _, node := range old {
+	var held []lockstep.NodeID
+	for _, node := range r.PrimaryNodes() {
 		a, ok := at(node)
-		n.Fenced = n.Fenced && ok && a.Step == StepHeld
+		switch {
+		case ok && a.Step == StepHeld:
+			held = append(held, node)
+		case !r.isOff(node):
+			n.Fenced = false
+		}
 	}
 	if n.Fenced {
-		nodes = append(nodes, old...)
+		nodes = append(nodes, held...)
 	}
 	return n, nodes, true
 }

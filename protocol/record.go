@@ -104,6 +104,9 @@ type Record struct {
 	// ContinueAt is the tripping epoch that an operator let end without a primary node that does not
 	// confirm, fenced through its secondaries; void at any other epoch.
 	ContinueAt lockstep.Epoch `json:"continue_at,omitempty"`
+	// Off names primary nodes that are powered off by an operator's or a fencing device's word, with
+	// the epoch at which that was said; void at any other: whoever is off may be switched on again.
+	Off map[lockstep.NodeID]lockstep.Epoch `json:"off,omitempty"`
 	// Lost names secondary nodes that an operator gave up, with the InSyncEpoch at which; void at
 	// any other.
 	Lost map[lockstep.NodeID]lockstep.Epoch `json:"lost,omitempty"`
@@ -121,6 +124,7 @@ func (r Record) Clone() Record {
 	r.BootIDs = maps.Clone(r.BootIDs)
 	r.Instances = maps.Clone(r.Instances)
 	r.Lost = maps.Clone(r.Lost)
+	r.Off = maps.Clone(r.Off)
 	return r
 }
 

@@ -40,6 +40,7 @@ func (r Record) Describe() string {
 func (r Record) next() Record {
 	n := r.Clone()
 	n.Epoch++
+	n.Off = nil
 	return n
 }
 
@@ -258,6 +259,23 @@ func (r Record) Continue() (Record, error) {
 	}
 	n := r.Clone()
 	n.ContinueAt = r.Epoch
+	return n, nil
+}
+
+// ConfirmOff is the statement of an operator or a fencing device that a primary node is powered off:
+// a trip, or the lease wait of a failover, need not wait for its word [F10]. The epoch stays.
+func (r Record) ConfirmOff(node lockstep.NodeID) (Record, error) {
+	if r.State != StateTripping && r.State != StateFailovering {
+		return r, refuse("confirmation that a node is off", "%s; only a trip or a failover waits for a primary node", r.Describe())
+	}
+	if !slices.Contains(r.PrimaryNodes(), node) {
+		return r, refuse("confirmation that a node is off", "node %s is not a primary node of this group", node)
+	}
+	n := r.Clone()
+	if n.Off == nil {
+		n.Off = map[lockstep.NodeID]lockstep.Epoch{}
+	}
+	n.Off[node] = r.Epoch
 	return n, nil
 }
 

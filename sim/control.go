@@ -183,7 +183,10 @@ func (w *world) randomOperations() {
 			name = operatorOps[w.rng.IntN(len(operatorOps))]
 		}
 		if r.State == protocol.StateTripping && w.chance(70) {
-			name = "continue"
+			name = [...]string{"continue", "node-off"}[w.rng.IntN(2)]
+		}
+		if r.State == protocol.StateFailovering && w.chance(40) {
+			name = "node-off"
 		}
 	case FocusNone:
 		if w.chance(8) || r.State == protocol.StateTripping && w.chance(20) {

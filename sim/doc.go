@@ -18,7 +18,7 @@
 //     answer is lost; a watch is late or silent;
 //   - a controller stops between any two of its steps; two controllers act at once;
 //   - a volume fails for good;
-//   - an operator continues a trip, gives a secondary up rightly or wrongly, or changes the policy.
+//   - an operator continues a trip, says that a dead node is off, gives a secondary up rightly or wrongly, or changes the policy.
 //
 // Not simulated: pairs that join or leave, volumes that grow (of both only the epoch is), and
 // forced failovers; of the strict policy it is checked that no answer outlasts the store's lease.

@@ -22,5 +22,6 @@ type Mutant struct {
 	FenceAssumed      bool // an operator's continue counts as every secondary's fence
 	UnrepairedServed  bool // requests do not wait for the repair of their region
 	UnrepairedCleared bool // write intent of a region is cleared before its repair
+	OffUntrue         bool // an operator says that a node is off that runs
 	StrictIgnored     bool // the strict policy needs no lease from the store
 }

@@ -28,6 +28,7 @@ func TestMutants(t *testing.T) {
 		{name: "intent does not become dirty", brk: Mutant{NoDirtyFromIntent: true}},
 		{name: "unrepaired regions served", brk: Mutant{UnrepairedServed: true}},
 		{name: "intent of unrepaired regions cleared", brk: Mutant{UnrepairedCleared: true}},
+		{name: "a running node said to be off", brk: Mutant{OffUntrue: true}, focus: FocusOperator},
 		{name: "strict ignored", brk: Mutant{StrictIgnored: true}, focus: FocusOperator},
 	} {
 		t.Run(m.name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"maps"
 
 	"github.com/lockstep-dr/lockstep"
@@ -11,7 +12,7 @@ import (
 // and sizes, of which only the epoch is simulated.
 
 // operatorOps are the names that operations knows beside those of users.
-var operatorOps = [...]string{"continue", "accept-lost", "strict", "members", "sizes"}
+var operatorOps = [...]string{"continue", "node-off", "node-off", "accept-lost", "strict", "members", "sizes"}
 
 func (w *world) operatorOperation(name string) *operation {
 	o := &operation{name: name}
@@ -19,6 +20,16 @@ func (w *world) operatorOperation(name string) *operation {
 	switch name {
 	case "continue":
 		do = protocol.Record.Continue
+	case "node-off":
+		which := w.rng.IntN(8)
+		do = func(r protocol.Record) (protocol.Record, error) {
+			nodes := r.PrimaryNodes()
+			id := nodes[which%len(nodes)]
+			if n := w.node(id); n.proc != nil && !w.opt.Break.OffUntrue {
+				return r, errors.New("an operator says so of what is off only")
+			}
+			return r.ConfirmOff(id)
+		}
 	case "accept-lost":
 		which := w.rng.IntN(8)
 		do = func(r protocol.Record) (protocol.Record, error) {

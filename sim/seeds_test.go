@@ -80,6 +80,7 @@ func (s *Stats) add(o Stats) {
 	s.TakeBacks += o.TakeBacks
 	s.Repairs += o.Repairs
 	s.LossyReboots += o.LossyReboots
+	s.SaidOff += o.SaidOff
 	s.Continued += o.Continued
 	s.AcceptedLosses += o.AcceptedLosses
 	s.StrictServed += o.StrictServed

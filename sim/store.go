@@ -131,6 +131,9 @@ func (w *world) committed(old, now protocol.Record, who string) {
 	if old.State == protocol.StateTripping && !now.InSync && old.ContinueAt == old.Epoch {
 		st.Continued++
 	}
+	if now.Epoch != old.Epoch && len(old.Off) > 0 {
+		st.SaidOff++
+	}
 	w.truth.epochs(w, old, now)
 	w.truth.acceptedLoss(w, old, now)
 	w.truth.recordChanged(old, now)

@@ -73,7 +73,7 @@ type Result struct {
 // Stats counts what a run reached, so that tests can demand that something was exercised.
 type Stats struct {
 	Acks, Reads, Trips, WaysBack, Syncs, InSyncs, Failovers, Reverses, BackOuts, Renewals, Aborts int
-	TakeBacks, Repairs, LossyReboots                                                              int
+	TakeBacks, Repairs, LossyReboots, SaidOff                                                     int
 	Continued, AcceptedLosses, StrictServed, StrictWaits                                          int
 }
 

@@ -75,6 +75,7 @@ func readExtend(o *rest.Object) []control.Extend {
 // statements of operators by their key in an action's body: extensions.
 var statements = map[string]control.Statement{
 	"lockstep-continue":              control.StateContinue,
+	"lockstep-confirm-node-off":      control.StateNodeOff,
 	"lockstep-accept-lost-secondary": control.StateLostSecondary,
 }
 
@@ -102,7 +103,7 @@ func (a *api) declare(r *rest.Request, body *rest.Object) (ok bool, err error) {
 	}
 	o := body.Object(key)
 	node := ""
-	if statement == control.StateLostSecondary {
+	if statement != control.StateContinue {
 		o.Only("reason", "node")
 		node = o.String("node")
 	} else {

@@ -9,7 +9,7 @@ import (
 	"github.com/lockstep-dr/lockstep/client"
 )
 
-// groupContinue and groupAcceptLost are statements: what an operator knows and no machine can find
+// groupContinue, groupConfirmOff and groupAcceptLost are statements: what an operator knows and no machine can find
 // out. They are kept in the group's history.
 
 func (a *app) groupContinue() *cobra.Command {
@@ -37,6 +37,36 @@ admin role, and is kept in the group's history.`,
 		}
 		return c.Continue(ctx, g.ID, reason)
 	}), "reason")
+}
+
+func (a *app) groupConfirmOff() *cobra.Command {
+	var node, reason string
+	var yes confirmer
+	cmd := &cobra.Command{
+		Use: "confirm-node-off GROUP", Short: "State that a primary node is powered off",
+		Long: `While a stop or a failover waits for a primary node that does not answer, this
+statement says that the node is powered off: the stop ends without its word, and
+a failover need not wait until the node's read lease has run out. It counts for
+the stop or failover under way only. Were the node still running, reads there
+could be stale and the secondary's image no consistent cut: cut the power first,
+or let a fencing device do it and then run this command. It needs the admin role,
+is refused while the node is alive, and is kept in the group's history.`,
+		Example: `  lockstep group confirm-node-off shop --node az1-node-1 --reason "power cut at the PDU" --yes`, Args: exactArgs("GROUP"),
+	}
+	cmd.Flags().StringVar(&node, "node", "", "the node that is powered off (required)")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the group's history (required)")
+	yes.flag(cmd)
+	return needFlags(a.apiCommand(cmd, func(ctx context.Context, c *client.Client, args []string) error {
+		g, err := findGroup(ctx, c, args[0])
+		if err != nil {
+			return err
+		}
+		if err := a.confirm(yes, fmt.Sprintf("Group %s (%s): node %s is stated to be powered off.", g.ID, orDash(printable(g.Name)), node),
+			"If it still runs, its clients may read old data and the secondary's image may be no consistent cut."); err != nil {
+			return err
+		}
+		return c.ConfirmNodeOff(ctx, g.ID, node, reason)
+	}), "node", "reason")
 }
 
 func (a *app) groupAcceptLost() *cobra.Command {

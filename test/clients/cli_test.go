@@ -185,6 +185,7 @@ func TestCommandLine(t *testing.T) {
 		{"group", "delete", "h", "--yes"},
 		{"pair", "delete", "p", "--yes"},
 		{"group", "continue", "h", "--reason", "r", "--yes"},
+		{"group", "confirm-node-off", "h", "--node", "az1-node-1", "--reason", "r", "--yes"},
 		{"group", "accept-lost-secondary", "h", "--node", "az2-node-1", "--reason", "r", "--yes"},
 		{"group", "failover", "h"}, // nobody was there to say yes
 	}
@@ -216,6 +217,7 @@ func TestCommandLine(t *testing.T) {
 		{"group", "show", "h", "--nonsense"},
 		{"group", "sync", "h", "--timeout", "soon"},
 		{"group", "continue", "h"},
+		{"group", "confirm-node-off", "h", "--reason", "r"},
 		{"group", "accept-lost-secondary", "h"},
 		{"group", "policy", "h", "lax"},
 		{"group", "create", "--pair", "p"},
