@@ -98,6 +98,8 @@ type Group struct {
 	FailureDetail     *string  `json:"failure_detail"`
 	FaultLevel        *string  `json:"fault_level"`
 	OneSided          string   `json:"lockstep_one_sided"` // available or strict
+	Reason            *string  `json:"lockstep_reason"`    // why the group is as it is, for people
+	Warnings          []string `json:"lockstep_warnings"`  // what threatens it
 	CreatedAt         Time     `json:"created_at"`
 	UpdatedAt         Time     `json:"updated_at"`
 }

@@ -15,6 +15,7 @@ import (
 // snapshot is the decoded state of the store that answers and the driver look at. Mutations never
 // rely on it: they read again and compare.
 type snapshot struct {
+	cluster   store.Cluster
 	nodes     map[lockstep.NodeID]store.Node
 	alive     map[lockstep.NodeID]store.Presence
 	volumes   map[lockstep.VolumeID]store.Volume
@@ -46,7 +47,7 @@ func newSnapshot() *snapshot {
 
 // followed lists the prefixes a snapshot is made of.
 var followed = []string{
-	store.PrefixNodes, store.PrefixAliveNodes, store.PrefixVolumes, store.PrefixObservedVol, store.PrefixPairs,
+	store.KeyCluster, store.PrefixNodes, store.PrefixAliveNodes, store.PrefixVolumes, store.PrefixObservedVol, store.PrefixPairs,
 	store.PrefixGroups, store.PrefixRecords, store.PrefixAnswers, store.PrefixObservedGroup, store.PrefixOps,
 }
 
@@ -72,6 +73,11 @@ func (s *snapshot) apply(key string, value []byte, deleted bool, now time.Time) 
 			continue
 		}
 		switch prefix {
+		case store.KeyCluster:
+			m := map[string]store.Cluster{}
+			err := set(m, id, value, deleted)
+			s.cluster = m[id]
+			return subject{}, false, err
 		case store.PrefixNodes:
 			return subject{kindNode, id}, true, set(s.nodes, lockstep.NodeID(id), value, deleted)
 		case store.PrefixAliveNodes:

@@ -28,8 +28,10 @@ type Config struct {
 	ClusterID string // "": taken from the store, or a random one if this is the first controller
 	Region    string
 	Zones     []lockstep.AZ // known AZs, the default first; those of nodes are known as well
-	Logger    *slog.Logger  // nil: none
-	Servers   ServerStates  // nil: every attached server counts as running where that matters
+	// StoreSites is the zone or third site of each member of the store; nil: not known here.
+	StoreSites []string
+	Logger     *slog.Logger // nil: none
+	Servers    ServerStates // nil: every attached server counts as running where that matters
 
 	Now func() time.Time // nil: time.Now
 
@@ -146,10 +148,14 @@ func (c *Controller) ensureCluster(ctx context.Context) (store.Cluster, error) {
 			if c.cfg.ClusterID != "" && have.ID != c.cfg.ClusterID {
 				return fmt.Errorf("the store belongs to cluster %s, this controller to %s", have.ID, c.cfg.ClusterID)
 			}
+			if len(c.cfg.StoreSites) > 0 && !slices.Equal(have.StoreSites, c.cfg.StoreSites) {
+				have.StoreSites = c.cfg.StoreSites
+				t.put(store.KeyCluster, have)
+			}
 			cluster = have
 			return nil
 		}
-		cluster = store.Cluster{ID: c.cfg.ClusterID, Region: c.cfg.Region, CreatedAt: t.now}
+		cluster = store.Cluster{ID: c.cfg.ClusterID, Region: c.cfg.Region, CreatedAt: t.now, StoreSites: c.cfg.StoreSites}
 		if cluster.ID == "" {
 			cluster.ID = newID()
 		}

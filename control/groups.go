@@ -180,7 +180,13 @@ func (c *Controller) ListGroups(ctx context.Context, caller Caller) ([]GroupView
 
 func (c *Controller) viewGroup(s *snapshot, g store.Group) GroupView {
 	r := s.records[g.ID]
-	return c.groupView(g, r, DeriveGroup(g, r, s.sights[g.ID], s.aliveSet(r), c.cfg.Now()))
+	v := c.groupView(g, r, DeriveGroup(g, r, s.sights[g.ID], s.aliveSet(r), c.cfg.Now()))
+	for _, az := range []lockstep.AZ{r.Primary, r.Secondary} {
+		if StoreDiesWith(s.cluster.StoreSites, az) {
+			v.Warnings = append(v.Warnings, fmt.Sprintf("failover impossible if AZ %s is lost: the majority of the store's members is there", az))
+		}
+	}
+	return v
 }
 
 // viewOf is the view of a group that was just written, for answers that give no more than its

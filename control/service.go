@@ -111,6 +111,8 @@ type GroupView struct {
 	// Detail is for people and the CLI: why, progress, rates.
 	Reason   string
 	Progress *string
+	// Warnings are sentences about what threatens the group beside its own state.
+	Warnings []string
 }
 
 // Action is one of the group actions.

@@ -57,11 +57,14 @@ func KeyObservedGroup(g lockstep.GroupID, n lockstep.NodeID) string {
 }
 func KeyOp(id string) string { return PrefixOps + id }
 
-// Cluster is written once, by the first controller.
+// Cluster is written by the first controller; later ones may change StoreSites.
 type Cluster struct {
 	ID        string    `json:"id"` // part of every replication handshake
 	Region    string    `json:"region"`
 	CreatedAt time.Time `json:"created_at"`
+	// StoreSites is the zone or third site of each member of the store, as a controller's
+	// configuration said last; empty: not known.
+	StoreSites []string `json:"store_sites,omitempty"`
 }
 
 // Node is what a storage daemon says of itself.

@@ -31,6 +31,10 @@ type groupFull struct {
 	FaultLevel        string   `json:"fault_level"` // "0", "2", "5"
 	// OneSided is an extension: how a primary serves without its secondary, available or strict.
 	OneSided string `json:"lockstep_one_sided"`
+	// Reason and Warnings are extensions, for people: why the group is as it is (null: nothing is
+	// known), and what threatens it.
+	Reason   *string  `json:"lockstep_reason"`
+	Warnings []string `json:"lockstep_warnings"`
 }
 
 func shortGroup(g control.GroupView) groupShort {
@@ -44,6 +48,10 @@ func fullGroup(g control.GroupView) groupFull {
 	out := groupFull{
 		groupShort: shortGroup(g), Model: g.Model, ReplicationStatus: g.ReplicationStatus,
 		ReplicationIDs: []string{}, FailureDetail: g.Failure, FaultLevel: g.FaultLevel,
+	}
+	out.Warnings = append([]string{}, g.Warnings...)
+	if g.Reason != "" {
+		out.Reason = &g.Reason
 	}
 	out.OneSided = "available"
 	if g.Strict {

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -104,7 +103,7 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	controller := control.New(control.Config{Store: st, ID: cfg.ID, Region: cfg.Region, Zones: zones(cfg.AZs), Logger: log})
+	controller := control.New(control.Config{Store: st, ID: cfg.ID, Region: cfg.Region, Zones: zones(cfg.AZs), StoreSites: cfg.storeSites(), Logger: log})
 	server := api.NewHTTPServer(cfg.Listen, api.New(api.Config{
 		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Logger: log,
 	}), log)
@@ -173,26 +172,29 @@ func shutdown(ctx context.Context, server *http.Server, timeout time.Duration, l
 	return nil
 }
 
-// siteCheckEvery is how often an embedded member looks whether nodes share its site.
+// siteCheckEvery is how often a controller looks whether the store's quorum shares a zone with nodes.
 const siteCheckEvery = time.Minute
 
-// warnOfSite says, again and again, that the only member of the store stands in a zone that holds
-// nodes: with that zone the store is lost, and with it failover.
+// warnOfSite says, again and again, that the majority of the store's members stands in a zone that
+// holds nodes: with that zone the store is lost, and with it failover. The groups show it, too.
 func warnOfSite(ctx context.Context, cfg controllerConfig, svc control.Service, log *slog.Logger) error {
-	if cfg.EtcdDir == "" {
-		return nil
-	}
-	if cfg.Site == "" {
-		log.Warn("the site of the embedded store is not known: set site to its zone, or to the name of the third site")
+	if len(cfg.storeSites()) == 0 {
+		if cfg.EtcdDir != "" {
+			log.Warn("the site of the embedded store is not known: set site to its zone, or to the name of the third site")
+		}
 		return nil
 	}
 	tick := time.NewTicker(siteCheckEvery)
 	defer tick.Stop()
 	for {
-		nodes, err := svc.Nodes(ctx)
-		shared := slices.ContainsFunc(nodes, func(n control.NodeView) bool { return string(n.AZ) == cfg.Site })
-		if err == nil && shared {
-			log.Warn("failover is impossible if this zone is lost: the embedded store's only member is in a zone that holds nodes; run it on a third site, or use an external etcd over three sites", "az", cfg.Site)
+		if nodes, err := svc.Nodes(ctx); err == nil {
+			warned := map[lockstep.AZ]bool{}
+			for _, n := range nodes {
+				if !warned[n.AZ] && control.StoreDiesWith(cfg.storeSites(), n.AZ) {
+					warned[n.AZ] = true
+					log.Warn("failover is impossible if this zone is lost: the majority of the store's members is in a zone that holds nodes; run the store on a third site, or over three sites", "az", n.AZ)
+				}
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -24,6 +24,7 @@ type controllerConfig struct {
 	EtcdCA            string        `yaml:"etcd_ca"`
 	EtcdCert          string        `yaml:"etcd_cert"`
 	EtcdKey           string        `yaml:"etcd_key"`
+	EtcdSites         []string      `yaml:"etcd_sites"`
 	EtcdDir           string        `yaml:"etcd_dir"`
 	EtcdListen        string        `yaml:"etcd_listen"`
 	AdminUser         string        `yaml:"admin_user"`
@@ -48,6 +49,7 @@ var controllerHelp = map[string]string{
 	"etcd_ca":             "PEM file with the CA of the etcd cluster; of an embedded member: of its clients",
 	"etcd_cert":           "PEM file with the certificate for etcd, of an embedded member its own",
 	"etcd_key":            "PEM file with the key of etcd_cert",
+	"etcd_sites":          "zone or third site of each member of the external etcd: tells which zone's loss makes failover impossible",
 	"etcd_dir":            "directory of an embedded etcd member, instead of etcd_endpoints",
 	"etcd_listen":         "host:port at which the embedded member serves clients; default: a free port of 127.0.0.1, the same one ever after",
 	"admin_user":          "user that is made at the first start",
@@ -96,6 +98,9 @@ func (c controllerConfig) validate() error {
 			bad("etcd_endpoints", "%q is not an http or https URL", e)
 		}
 	}
+	if len(c.EtcdSites) > 0 && c.EtcdDir != "" {
+		bad("etcd_sites", "is for an external etcd; the embedded member's is site")
+	}
 	if c.PublicURL != "" {
 		if u, err := url.Parse(c.PublicURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			bad("public_url", "%q is not an http or https URL", c.PublicURL)
@@ -132,6 +137,14 @@ func (c controllerConfig) validate() error {
 		bad("shutdown_timeout", "%s is negative", c.ShutdownTimeout)
 	}
 	return errors.Join(errs...)
+}
+
+// storeSites is the zone or third site of each member of the store; nil: not known.
+func (c controllerConfig) storeSites() []string {
+	if c.EtcdDir != "" && c.Site != "" {
+		return []string{c.Site}
+	}
+	return c.EtcdSites
 }
 
 // publicURL is where clients reach the API.

@@ -67,13 +67,14 @@ func (a *app) printGroup(g client.Group) error {
 	if a.json {
 		return a.printJSON(g)
 	}
-	return a.printFields([][2]string{
+	fields := [][2]string{
 		{"id", g.ID},
 		{"name", orDash(g.Name)},
 		{"description", orDash(g.Description)},
 		{"status", g.Status},
 		{"replication status", orDash(g.ReplicationStatus)},
 		{"fault level", orDash(deref(g.FaultLevel))},
+		{"reason", orDash(printable(deref(g.Reason)))},
 		{"without a secondary", orDash(g.OneSided)},
 		{"failure detail", orDash(deref(g.FailureDetail))},
 		{"priority station", g.PriorityStation},
@@ -81,7 +82,11 @@ func (a *app) printGroup(g client.Group) error {
 		{"pairs", orDash(strings.Join(g.PairIDs, ", "))},
 		{"created", formatTime(g.CreatedAt)},
 		{"updated", formatTime(g.UpdatedAt)},
-	})
+	}
+	for _, w := range g.Warnings {
+		fields = append(fields, [2]string{"warning", w})
+	}
+	return a.printFields(fields)
 }
 
 func (a *app) groupCreate() *cobra.Command {
