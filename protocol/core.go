@@ -99,6 +99,8 @@ type Core struct {
 
 	peers  map[lockstep.NodeID]*peer
 	failed map[lockstep.VolumeID]string
+	// missing: members on this node that are not in its pool; nothing is done for the group as primary.
+	missing []lockstep.VolumeID
 
 	drained    bool
 	repairFree bool // nothing can differ but what is in flight: F9 has nothing to do
@@ -254,6 +256,9 @@ func (c *Core) peer(id lockstep.NodeID) *peer {
 }
 
 func (c *Core) healthy() (bool, string) {
+	if len(c.missing) > 0 {
+		return false, fmt.Sprintf("volume %s is not in the pool, or cannot be opened", c.missing[0])
+	}
 	if len(c.failed) == 0 {
 		return true, ""
 	}

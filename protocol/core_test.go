@@ -127,7 +127,7 @@ func TestBatchOrder(t *testing.T) {
 		{"old primary at failovering", p1, "az1", RolePrimary, at(rec(StateFailovering, true)), "quiesce save "},
 		{"reversing drains before it persists [F12]", p1, "az1", RolePrimary, at(rec(StateReversing, true)), "quiesce save "},
 		{"demotion waits for submitted I/O", p1, "az1", RolePrimary, at(rec(StateNormal, false, failedOver)), "quiesce fence save "},
-		{"secondary fences, persists, flushes, then is ready [F1]", s1, "az2", RoleSecondary, at(rec(StateFailovering, true)), "fence save flush drop-point "},
+		{"secondary fences, persists, flushes, then is ready [F1]", s1, "az2", RoleSecondary, at(rec(StateFailovering, true)), "fence save flush drop-point save "},
 		{"new primary waits for leases", s1, "az2", RoleSecondary, at(rec(StateNormal, false, failedOver)), "flush save lease-wait "},
 		{"new primary waits for leases, copying at once", s1, "az2", RoleSecondary, at(rec(StateCopying, false, failedOver)), "flush dirty-from-intent save lease-wait "},
 		{"new primary, all old ones confirmed", s1, "az2", RoleSecondary, at(rec(StateNormal, false, failedOver, func(r *Record) { r.Fenced = true })), "flush save "},
@@ -300,6 +300,111 @@ func TestStrangeDirectoryAndLostSecondaryWait(t *testing.T) {
 	mustNot[Batch](b, acts)
 	if _, mode, why := b.c.Status(); mode != ModeHeld || !strings.Contains(why, "given up") {
 		t.Errorf("%s, %q", mode, why)
+	}
+}
+
+// Goal: out of sync the newest writes are on the primary's side alone. Another directory than the
+// recorded one neither takes back from the secondary, which lacks them, nor counts by itself, for it
+// may be an older copy: an operator says so, of that very directory, and then all of it is compared.
+func TestStrangeDirectoryOutOfSyncWaitsForAnOperator(t *testing.T) {
+	r := rec(StateNormal, false)
+	r.Instances[p1] = "before the move"
+	saved := savedAs(RolePrimary, r, "bp1")
+	saved.Mark = 9 // left properly
+	b := newBench(t, p1, "az1", "new host", saved)
+	acts := append(b.reads(r), b.c.Step(up(s1, "bs1"))...)
+	mustNot[PeerJob](b, acts)
+	mustNot[Batch](b, acts)
+	if _, mode, why := b.c.Status(); mode != ModeHeld || !strings.Contains(why, "accept-directory") {
+		t.Errorf("%s, %q", mode, why)
+	}
+	if _, err := r.AcceptDirectory(s1, "is1x"); err == nil {
+		t.Error("accepted for a secondary node")
+	}
+	if _, err := r.AcceptDirectory(p1, "before the move"); err == nil {
+		t.Error("accepted the recorded directory")
+	}
+	other, err := r.AcceptDirectory(p1, "yet another")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustNot[Batch](b, b.reads(other))
+	stated, err := r.AcceptDirectory(p1, "ip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := must[Batch](b, append(b.tick(2000), b.reads(stated)...))
+	if kinds(batch) != "flush all-dirty " {
+		t.Errorf("batch %q", kinds(batch))
+	}
+	p := must[Proposal](b, b.does(batch))
+	if p.Kind != ProposeRenewBoot {
+		t.Fatalf("%+v", p)
+	}
+	next, err := stated.RenewBoot(p.At, p1, "new host", "ip1", p.F5)
+	if err != nil || next.State != StateNormal || next.InSync || len(next.Accepted) != 0 {
+		t.Fatalf("%+v, %v", next, err)
+	}
+	if m := must[SetMode](b, b.does(must[Batch](b, b.reads(next)))); m.Mode != ModeOneSided {
+		t.Errorf("%+v", m)
+	}
+}
+
+// Goal: while a member is not in the pool nothing is done that would leave it out: no new boot id, no
+// confirmation, no service; a synchronization is aborted.
+func TestMissingMemberHoldsThePrimary(t *testing.T) {
+	for _, state := range []State{StateNormal, StateTripping, StateReversing} {
+		b := newBench(t, p1, "az1", "reborn", savedAs(RolePrimary, rec(StateNormal, true), "bp1"))
+		b.c.Step(VolumesMissing{Volumes: []lockstep.VolumeID{"a-p"}})
+		acts := append(b.reads(rec(state, true)), b.c.Step(up(s1, "bs1"))...)
+		mustNot[PeerJob](b, acts)
+		mustNot[Batch](b, acts)
+		mustNot[Reply](b, acts)
+		if _, mode, why := b.c.Status(); mode != ModeHeld || !strings.Contains(why, "a-p") {
+			t.Errorf("%s: %s, %q", state, mode, why)
+		}
+		if state == StateNormal {
+			if job := must[PeerJob](b, b.c.Step(VolumesMissing{})); job.Job != JobTakeBack {
+				t.Errorf("job %s", job.Job)
+			}
+		}
+	}
+	b := newBench(t, p1, "az1", "bp1", savedAs(RolePrimary, rec(StateNormal, false), "bp1"))
+	copying := rec(StateCopying, false)
+	copying.Epoch = 11
+	b.c.Step(VolumesMissing{Volumes: []lockstep.VolumeID{"a-p"}})
+	if p := must[Proposal](b, b.reads(copying)); p.Kind != ProposeAbortCopy {
+		t.Errorf("%+v", p)
+	}
+}
+
+// Goal: what a secondary flushed before it said ready needs nothing back if its host restarts between
+// the failover's commit and its taking over: the other zone may be gone for good.
+func TestNewPrimaryRebootsBeforeItTakesOver(t *testing.T) {
+	failovering := rec(StateFailovering, true)
+	b := newBench(t, s1, "az2", "bs1", savedAs(RoleSecondary, rec(StateNormal, true), "bs1"))
+	b.does(must[Batch](b, b.reads(failovering)))
+	saved := b.c.Saved()
+	over := rec(StateNormal, false, failedOver)
+	over.Epoch, over.Cause = 11, CauseFailover
+	b = newBench(t, s1, "az2", "reborn", saved)
+	if have := kinds(must[Batch](b, b.reads(over))); have != "dirty-from-intent save lease-wait " {
+		t.Errorf("batch %q", have)
+	}
+	back, err := failovering.BackOut(true, "the other one failed")
+	if err != nil || saved.Mark > back.InSyncEpoch {
+		t.Errorf("the mark %d outlives a way back to in sync at %d, %v", saved.Mark, back.InSyncEpoch, err)
+	}
+}
+
+// Goal: a secondary that cannot do its part of a failover says so, whatever the reason, and the
+// group goes back instead of holding a primary that may be well.
+func TestFailoverThatCannotBePersistedIsUnhealthy(t *testing.T) {
+	b := newBench(t, s1, "az2", "bs1", savedAs(RoleSecondary, rec(StateNormal, true), "bs1"))
+	batch := must[Batch](b, b.reads(rec(StateFailovering, true)))
+	a := must[Reply](b, b.c.Step(BatchDone{Token: batch.Token, Err: errors.New("no space left")})).Answer
+	if a.Step != StepReady || a.Healthy || a.Error != "no space left" {
+		t.Errorf("%+v", a)
 	}
 }
 

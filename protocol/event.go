@@ -72,6 +72,13 @@ type VolumeFailed struct {
 	Reason string
 }
 
+// VolumesMissing lists the members of the newest record that are on this node and not in its pool;
+// empty: all are there again.
+type VolumesMissing struct{ Volumes []lockstep.VolumeID }
+
+// VolumeOpened: a volume came into the pool; the caller looks again for what is missing.
+type VolumeOpened struct{ Volume lockstep.VolumeID }
+
 // AnnounceIn: a primary announces a record on an incoming connection.
 type AnnounceIn struct {
 	Record Record
@@ -116,7 +123,7 @@ func (e RecordRead) apply(c *Core) {
 // newEpoch forgets what belonged to the epoch before.
 func (c *Core) newEpoch() {
 	c.closing, c.flushing, c.flushed, c.reported = false, false, false, false
-	c.proposed = 0
+	c.proposed, c.retryAt = 0, 0
 	for _, p := range c.peers {
 		p.announcing, p.announced = 0, 0
 		p.serving, p.synced, p.decided, p.f5 = false, false, false, false
@@ -250,6 +257,10 @@ func (e VolumeFailed) apply(c *Core) {
 		c.emit(Reply{Answer: a})
 	}
 }
+
+func (e VolumesMissing) apply(c *Core) { c.missing = e.Volumes }
+
+func (e VolumeOpened) apply(*Core) {}
 
 func (e AnnounceIn) apply(c *Core) {
 	switch {

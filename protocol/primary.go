@@ -41,6 +41,14 @@ func (c *Core) planPrimary() {
 		c.propose(Proposal{Kind: ProposeAbortCopy, Cause: CauseCopyAborted, Reason: fmt.Sprintf("node %s restarted", c.cfg.Node)}) // [F19]
 		return
 	}
+	if ok, why := c.healthy(); len(c.missing) > 0 && r.State != StateDeleted {
+		// Every step would leave the missing one out: no confirmation, no new boot id, no service.
+		c.hold(why)
+		if r.State == StateCopying && !ok {
+			c.propose(Proposal{Kind: ProposeAbortCopy, Cause: CauseCopyAborted, Reason: why})
+		}
+		return
+	}
 	if c.mustTakeBack() {
 		switch r.State {
 		case StateNormal, StateTripping:
@@ -172,6 +180,11 @@ func (c *Core) batchFailed(epoch lockstep.Epoch, e BatchDone) {
 		return // outdated by a newer record, which need not wait
 	}
 	c.retryAt = c.now + 1000
+	if c.rec.State == StateFailovering && c.role(c.rec) == RoleSecondary {
+		// Whatever the reason (a full pool, say): it cannot take over, and nobody waits for it.
+		c.reply(StepReady, func(a *Answer) { a.Healthy, a.Error = false, e.Err.Error() })
+		return
+	}
 	if len(c.failed) == 0 {
 		return
 	}
@@ -181,9 +194,6 @@ func (c *Core) batchFailed(epoch lockstep.Epoch, e BatchDone) {
 			c.reply(StepTripping, func(a *Answer) { a.Healthy = false })
 		}
 	case StateFailovering:
-		if c.role(c.rec) == RoleSecondary {
-			c.reply(StepReady, func(a *Answer) { a.Healthy = false })
-		}
 	case StateReversing:
 		c.reply(StepGaveUp, func(a *Answer) { a.Error = e.Err.Error() })
 	case StateCopying: // after a continue, the flush before the first epoch out of sync is due here
@@ -384,29 +394,48 @@ func (c *Core) reverse() {
 // One compare-and-swap records the new boot id for all [F18].
 func (c *Core) planTakeBack() {
 	why := "the host restarted while in sync: the last regions are taken back from the secondary first"
+	if ok, failed := c.healthy(); !ok {
+		c.hold(failed)
+		return
+	}
 	ids := c.peersOf(c.rec)
 	decided := 0
+	strange := c.otherInstance(c.cfg.Node, c.cfg.Instance)
+	accepted := strange && c.rec.Accepted[c.cfg.Node] == c.cfg.Instance
+	switch {
+	case accepted: // as where both rebooted: the own image, and everything is compared
+		for _, id := range ids {
+			c.peer(id).decided, c.peer(id).f5 = true, true
+		}
+	case strange && !c.rec.InSync:
+		// The newest writes were on this side only: the secondary's image must not replace them, and
+		// an older copy of the directory must not pass for them.
+		c.hold("the directory is not that of the last in-sync commit, and the newest writes were on this side alone: an operator must say whether it counts (accept-directory)")
+		return
+	case strange:
+		why = "the directory is not that of the last in-sync commit: everything is taken back from the secondary first"
+	}
 	for _, id := range ids {
 		p := c.peer(id)
 		switch {
 		case p.decided:
 			decided++
 		case !p.up && c.rec.Lost[id] != 0 && c.rec.Lost[id] == c.rec.InSyncEpoch:
-			if c.otherInstance(c.cfg.Node, c.cfg.Instance) {
+			if strange {
 				why = fmt.Sprintf("the directory is not that of the last in-sync commit, and secondary node %s was given up: no side is known to be complete", id)
 				continue
 			}
 			p.decided, p.f5 = true, true // an operator gave it up
 			decided++
 		case !p.up:
-		case !c.recorded(id, p) && c.otherInstance(c.cfg.Node, c.cfg.Instance):
+		case !c.recorded(id, p) && strange:
 			// The own image is not the one that was in sync, it may be empty; the other may lack what
 			// was not flushed. Neither may overwrite the other: this is for people to decide.
 			why = fmt.Sprintf("the directory is not that of the last in-sync commit, and secondary node %s has restarted since: neither side is known to be complete", id)
 		case !c.recorded(id, p):
 			p.decided, p.f5 = true, true
 			decided++
-		case c.otherInstance(c.cfg.Node, c.cfg.Instance):
+		case strange:
 			c.job(id, p, JobTakeBackAll)
 		default:
 			c.job(id, p, JobTakeBack)
@@ -415,7 +444,15 @@ func (c *Core) planTakeBack() {
 	c.hold(why)
 	if decided == len(ids) && c.retryAt <= c.now {
 		c.retryAt = c.now + 1000
-		c.startBatch(batchRenew, Flush{})
+		steps := []Durable{Flush{}}
+		if accepted {
+			all := MarkAllDirty{}
+			for _, m := range c.rec.Members {
+				all.Pairs = append(all.Pairs, m.Pair)
+			}
+			steps = append(steps, all)
+		}
+		c.startBatch(batchRenew, steps...)
 	}
 }
 

@@ -107,6 +107,11 @@ type Record struct {
 	// Off names primary nodes that are powered off by an operator's or a fencing device's word, with
 	// the epoch at which that was said; void at any other: whoever is off may be switched on again.
 	Off map[lockstep.NodeID]lockstep.Epoch `json:"off,omitempty"`
+	// Accepted names primary nodes whose directory, another one than recorded, counts as the group's
+	// image by an operator's word, with that directory's instance id.
+	Accepted map[lockstep.NodeID]string `json:"accepted,omitempty"`
+	// Untold lists nodes that left the group and have not yet persisted an epoch without them, sorted.
+	Untold []lockstep.NodeID `json:"untold,omitempty"`
 	// Lost names secondary nodes that an operator gave up, with the InSyncEpoch at which; void at
 	// any other.
 	Lost map[lockstep.NodeID]lockstep.Epoch `json:"lost,omitempty"`
@@ -125,6 +130,8 @@ func (r Record) Clone() Record {
 	r.Instances = maps.Clone(r.Instances)
 	r.Lost = maps.Clone(r.Lost)
 	r.Off = maps.Clone(r.Off)
+	r.Accepted = maps.Clone(r.Accepted)
+	r.Untold = slices.Clone(r.Untold)
 	return r
 }
 

@@ -22,7 +22,9 @@ func (c *Core) planSecondary() {
 	wasPrimary := c.saved.Role == RolePrimary
 	switch {
 	case r.State == StateFailovering:
-		c.startBatch(batchAdopt, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0), Flush{}, DropPoint{})
+		// The mark says that everything was flushed at this epoch: it counts if the failover is
+		// committed and the host restarts before it takes over. A way back voids it [F4].
+		c.startBatch(batchAdopt, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0), Flush{}, DropPoint{}, c.save(RoleSecondary, r.Epoch))
 	case r.State == StateTripping && r.ContinueAt == r.Epoch:
 		c.startBatch(batchAdopt, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0))
 	case r.State == StateDeleted, wasPrimary:

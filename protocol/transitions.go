@@ -199,7 +199,31 @@ func (r Record) SetMembers(members []Member) (Record, error) {
 		n.FailedOver = false
 		n.Cause, n.Reason, n.Intent = CauseNew, "", IntentPaused
 	}
+	n.leave(r.Nodes())
 	return n, nil
+}
+
+// leave notes who of before has no volume in the group any more: what is known of such a node's boot
+// and directory counts no more, and it is to be told.
+func (r *Record) leave(before []lockstep.NodeID) {
+	now := r.Nodes()
+	for _, node := range before {
+		if !slices.Contains(now, node) {
+			r.Untold = append(r.Untold, node)
+			delete(r.BootIDs, node)
+			delete(r.Instances, node)
+		}
+	}
+	r.Untold = slices.DeleteFunc(r.Untold, func(n lockstep.NodeID) bool { return slices.Contains(now, n) })
+	slices.Sort(r.Untold)
+	r.Untold = slices.Compact(r.Untold)
+}
+
+// Told takes a node off the list of those that left and do not know it; the epoch stays.
+func (r Record) Told(node lockstep.NodeID) Record {
+	n := r.Clone()
+	n.Untold = slices.DeleteFunc(n.Untold, func(u lockstep.NodeID) bool { return u == node })
+	return n
 }
 
 // SetSizes announces new sizes after both sides of each pair have grown their files and maps.
@@ -279,6 +303,26 @@ func (r Record) ConfirmOff(node lockstep.NodeID) (Record, error) {
 	return n, nil
 }
 
+// AcceptDirectory is an operator's statement that the directory with that instance id, which is not
+// the recorded one, counts as the primary's image of the volumes at that node. The epoch stays.
+func (r Record) AcceptDirectory(node lockstep.NodeID, instance string) (Record, error) {
+	if r.InSyncEpoch == 0 || r.State != StateNormal && r.State != StateTripping {
+		return r, refuse("accepting a directory", "%s", r.Describe())
+	}
+	if !slices.Contains(r.PrimaryNodes(), node) {
+		return r, refuse("accepting a directory", "node %s is not a primary node of this group", node)
+	}
+	if instance == "" || r.Instances[node] == "" || r.Instances[node] == instance {
+		return r, refuse("accepting a directory", "the directory of node %s is the recorded one", node)
+	}
+	n := r.Clone()
+	if n.Accepted == nil {
+		n.Accepted = map[lockstep.NodeID]string{}
+	}
+	n.Accepted[node] = instance
+	return n, nil
+}
+
 // AcceptLost is an operator's statement that a secondary node is gone for good: a primary that
 // restarted its host keeps its own image of the volumes there, which may lack unflushed writes.
 func (r Record) AcceptLost(node lockstep.NodeID) (Record, error) {
@@ -310,6 +354,7 @@ func (r Record) RenewBoot(at lockstep.Epoch, node lockstep.NodeID, boot lockstep
 		n.Instances = map[lockstep.NodeID]string{}
 	}
 	n.BootIDs[node], n.Instances[node] = boot, instance
+	delete(n.Accepted, node)
 	if f5 && n.InSync {
 		n.State, n.Cause, n.Drained = StateTripping, CausePrimaryBoot, false
 		n.Reason = fmt.Sprintf("node %s and its secondary both restarted with a new boot id", node)
@@ -321,7 +366,8 @@ func (r Record) RenewBoot(at lockstep.Epoch, node lockstep.NodeID, boot lockstep
 func (r *Record) commitInSync() {
 	r.State, r.InSync = StateNormal, true
 	r.Cause, r.Drained = CauseNone, false
-	r.ContinueAt, r.Lost = 0, nil
+	r.ContinueAt, r.Lost, r.Accepted = 0, nil, nil
+	r.Fenced = true
 	r.InSyncEpoch = r.Epoch
 	for i := range r.Members {
 		r.Members[i].InSyncEpoch = r.Epoch
