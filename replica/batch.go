@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -61,11 +62,22 @@ func (g *Group) startBatch(b protocol.Batch) {
 // each runs f for all the group's volumes at once: two files flushed in parallel do not slow each
 // other down.
 func (g *Group) each(f func(*Volume) error) error {
+	if err := g.complete(); err != nil {
+		return err
+	}
 	var eg errgroup.Group
 	for _, v := range g.volumes() {
-		eg.Go(func() error { return f(v) })
+		eg.Go(func() error { return v.noteFailure(f(v)) })
 	}
 	return eg.Wait()
+}
+
+// noteFailure makes a permanent error of the local disk the volume's, wherever it was met.
+func (v *Volume) noteFailure(err error) error {
+	if errors.Is(err, lockstep.ErrVolumeFailed) {
+		return v.broken(err)
+	}
+	return err
 }
 
 // durable does one step; when it returns nil the step is done and durable.

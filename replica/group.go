@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,6 +51,7 @@ type Group struct {
 	vols    map[uint64]*Volume                    // by wire key: the members' replicas on this node
 	peerOf  map[lockstep.VolumeID]lockstep.NodeID // at the other side
 	pairOf  map[lockstep.VolumeID]lockstep.PairID
+	missing []lockstep.VolumeID // members on this node that are not in the pool, sorted
 	dialers map[lockstep.NodeID]*dialer
 	leases  map[lockstep.NodeID]*lease
 	differs map[lockstep.NodeID]wire.AnnounceReply // last answers to announcements
@@ -130,6 +133,16 @@ func (g *Group) volumes() []*Volume {
 	return vols
 }
 
+// complete says which member is not in the pool: without it no step would be what its answer says.
+func (g *Group) complete() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.missing) > 0 {
+		return fmt.Errorf("volume %s is not in the pool, or cannot be opened: %w", g.missing[0], lockstep.ErrNotFound)
+	}
+	return nil
+}
+
 // volumesAt lists the volumes whose other side is that node.
 func (g *Group) volumesAt(peer lockstep.NodeID) []*Volume {
 	var at []*Volume
@@ -182,17 +195,28 @@ func (g *Group) run() {
 
 func (g *Group) tick() protocol.Tick {
 	t := protocol.Tick{NowMs: now().Milliseconds(), Peers: map[lockstep.NodeID]protocol.PeerSign{}}
+	oldest := map[lockstep.NodeID]time.Duration{}
+	older := func(id lockstep.NodeID, at time.Duration) {
+		if at != 0 && (oldest[id] == 0 || at < oldest[id]) {
+			oldest[id] = at
+		}
+	}
+	for _, v := range g.volumes() {
+		g.mu.Lock()
+		id := g.peerOf[v.id]
+		g.mu.Unlock()
+		older(id, v.oldestUnacked())
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for id, d := range g.dialers {
-		sign := protocol.PeerSign{LastHeardMs: g.host.lastHeard(id).Milliseconds()}
 		if l := d.current(); l != nil {
-			sign.OldestUnackedMs = l.oldest().Milliseconds()
+			older(id, l.oldest())
 			if l.stuck() {
 				l.close()
 			}
 		}
-		t.Peers[id] = sign
+		t.Peers[id] = protocol.PeerSign{LastHeardMs: g.host.lastHeard(id).Milliseconds(), OldestUnackedMs: oldest[id].Milliseconds()}
 	}
 	return t
 }
@@ -203,6 +227,8 @@ func (g *Group) step(ev protocol.Event) {
 		g.bindVolumes(v.Record)
 	} else if v, ok := ev.(protocol.AnnounceIn); ok {
 		g.bindVolumes(v.Record)
+	} else if _, ok := ev.(protocol.VolumeOpened); ok {
+		g.bindVolumes(g.core.Record())
 	}
 	acts := g.core.Step(ev)
 	if e := uint64(g.core.Record().Epoch); g.epoch.Swap(e) != e || g.epochCtx == nil {
@@ -253,6 +279,20 @@ func (g *Group) hasMember(id lockstep.VolumeID) bool {
 	return ok
 }
 
+// mayMake reports whether the files of a volume may be made: it is no member, or the directory is
+// another one than the record names, and the other side has an image that replaces this one: as a
+// secondary always, as a primary only in sync.
+func (g *Group) mayMake(id lockstep.VolumeID) bool {
+	if !g.hasMember(id) {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := g.view.Record
+	recorded := r.Instances[g.host.cfg.Node]
+	return recorded != "" && recorded != g.host.cfg.Instance && (g.view.Role == protocol.RoleSecondary || r.InSync)
+}
+
 // bindVolumes ties the volumes of a newer record to this group, with their announced sizes, and
 // lets those go that left it.
 func (g *Group) bindVolumes(r protocol.Record) {
@@ -261,13 +301,12 @@ func (g *Group) bindVolumes(r protocol.Record) {
 	}
 	ours := g.members(r)
 	var joined, left []*Volume
+	var missing []lockstep.VolumeID
 	g.mu.Lock()
 	for id, m := range ours {
 		v := g.host.volume(id)
 		if v == nil {
-			// Without it no step of the group would be what its answer says.
-			g.log.Error("a member volume is not on this node", "volume", id)
-			g.post(protocol.VolumeFailed{Volume: id, Reason: "its files are not in the pool or could not be opened"})
+			missing = append(missing, id)
 			continue
 		}
 		v.size.Store(m.SizeBytes)
@@ -288,7 +327,16 @@ func (g *Group) bindVolumes(r protocol.Record) {
 			left = append(left, v)
 		}
 	}
+	slices.Sort(missing)
+	changed := !slices.Equal(missing, g.missing)
+	g.missing = missing
 	g.mu.Unlock()
+	if changed { // known to the core before it sees the record: no step may leave one out
+		g.log.Warn("member volumes that are not in the pool", "volumes", missing)
+		for _, a := range g.core.Step(protocol.VolumesMissing{Volumes: missing}) {
+			g.do(a)
+		}
+	}
 	for _, v := range joined {
 		g.host.attach(v, g, ours[v.id].Pair)
 		if err := v.disk.Failed(); err != nil { // in an earlier run

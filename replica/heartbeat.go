@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"net"
@@ -102,6 +103,9 @@ func (h *Host) beatConn(b *beat) error {
 			known = 0
 			continue
 		}
+		for _, raw := range answer.Newer {
+			h.passOn(raw)
+		}
 		// The two nodes may be configured differently: the shorter time counts.
 		ttl := min(h.cfg.LeaseTTL, time.Duration(answer.TTLMs)*time.Millisecond)
 		for i, ge := range list {
@@ -114,6 +118,38 @@ func (h *Host) beatConn(b *beat) error {
 		case <-h.ctx.Done():
 			return h.ctx.Err()
 		}
+	}
+}
+
+// newerThan is the persisted record, if its epoch is newer: a primary that only reads learns of it by
+// no other way while the store is away.
+func (g *Group) newerThan(e lockstep.Epoch) json.RawMessage {
+	if g == nil {
+		return nil
+	}
+	g.mu.Lock()
+	r := g.view.Saved.Record
+	g.mu.Unlock()
+	if r.Epoch <= e {
+		return nil
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		g.log.Error("encode record", "err", err)
+		return nil
+	}
+	return raw
+}
+
+// passOn gives a record that a peer sent to its group.
+func (h *Host) passOn(raw json.RawMessage) {
+	var r protocol.Record
+	if err := json.Unmarshal(raw, &r); err != nil {
+		h.log.Warn("a peer passed on a record that cannot be read", "err", err)
+		return
+	}
+	if g := h.group(r.Group); g != nil {
+		g.post(protocol.RecordRead{Record: r})
 	}
 }
 
@@ -183,8 +219,12 @@ func (h *Host) serveHeartbeats(conn net.Conn, hello wire.Hello) error {
 		} else {
 			for _, ge := range list {
 				g := h.group(ge.Group)
-				if g == nil || !g.in.grant(ge.Epoch) {
-					answer.Uncovered = append(answer.Uncovered, ge.Group)
+				if g != nil && g.in.grant(ge.Epoch) {
+					continue
+				}
+				answer.Uncovered = append(answer.Uncovered, ge.Group)
+				if raw := g.newerThan(ge.Epoch); raw != nil && len(answer.Newer) < wire.MaxNewer {
+					answer.Newer = append(answer.Newer, raw)
 				}
 			}
 		}

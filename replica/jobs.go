@@ -39,16 +39,22 @@ func (g *Group) runJob(epochCtx context.Context, j protocol.PeerJob) {
 	}()
 	done := protocol.JobDone{Token: j.Token, Peer: j.Peer, Session: j.Session, BootID: l.boot, Instance: l.instance}
 	eg, ectx := errgroup.WithContext(ctx)
-	for _, v := range g.volumesAt(j.Peer) {
-		eg.Go(func() error { return g.jobOn(ectx, v, l, j) })
+	if done.Err = g.complete(); done.Err == nil {
+		for _, v := range g.volumesAt(j.Peer) {
+			eg.Go(func() error { return v.noteFailure(g.jobOn(ectx, v, l, j)) })
+		}
+		done.Err = eg.Wait()
 	}
-	if done.Err = eg.Wait(); done.Err != nil {
+	if done.Err != nil {
 		g.log.Warn("job", "job", j.Job, "node", j.Peer, "epoch", j.Epoch, "err", done.Err)
 	}
 	g.post(done)
 }
 
 func (g *Group) jobOn(ctx context.Context, v *Volume, l *link, j protocol.PeerJob) error {
+	if (j.Job == protocol.JobTakeBack || j.Job == protocol.JobTakeBackAll) && g.neverInSync(v) {
+		return nil // the other side has no image of it
+	}
 	switch j.Job {
 	case protocol.JobFlush:
 		_, err := l.ask(ctx, wire.Header{Kind: wire.KindFlush, Epoch: j.Epoch, Volume: v.key}, nil)
@@ -63,6 +69,17 @@ func (g *Group) jobOn(ctx context.Context, v *Volume, l *link, j protocol.PeerJo
 		return v.takeBack(ctx, l, j.Epoch, []lockstep.Extent{{Off: 0, Len: v.Size()}})
 	}
 	return fmt.Errorf("unknown job %q", j.Job)
+}
+
+func (g *Group) neverInSync(v *Volume) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range g.view.Record.Members {
+		if m.Pair == v.pair {
+			return m.InSyncEpoch == 0
+		}
+	}
+	return false
 }
 
 // split calls f for pieces of e of at most compareBytes, aligned to it, within size.

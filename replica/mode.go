@@ -6,6 +6,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
+	"github.com/lockstep-dr/lockstep/wire"
 )
 
 // setMode puts a mode in force: when it returns, no request is treated by an older one. l and le
@@ -92,11 +93,38 @@ func (v *Volume) resend() {
 			continue
 		}
 		o.acked = false
+		if o.sentAt == 0 {
+			o.sentAt = now()
+		}
 		o.seq = v.link.nextSeq()
 		v.bySeq[o.seq] = o
 		v.link.enqueue(v.frame(o), o.data)
 	}
 	v.link.kick()
+}
+
+// oldestUnacked is when the oldest write that waits for the secondary was sent first, those that may
+// be slow dated later; 0: none. A link that breaks again and again must not make it younger.
+func (v *Volume) oldestUnacked() time.Duration {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !replicates(v.mode) {
+		return 0
+	}
+	var first time.Duration
+	for _, o := range v.ops {
+		if o.sentAt == 0 || o.acked || o.kind == opChunk {
+			continue
+		}
+		at := o.sentAt
+		if o.flags&wire.FlagFUA != 0 && v.link != nil {
+			at += slowFactor * v.link.group.host.cfg.TripAfter
+		}
+		if first == 0 || at < first {
+			first = at
+		}
+	}
+	return first
 }
 
 // drainRemote says whether acknowledgements still count while the volume is held.

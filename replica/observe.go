@@ -28,8 +28,11 @@ func (h *Host) Observe(id lockstep.GroupID) (store.GroupObserved, bool) {
 		}
 		o.Peers[peer] = p
 	}
+	for _, id := range g.missing {
+		o.Volumes[id] = store.ReplicaObserved{Failed: "its files are not in the pool, or cannot be opened"}
+	}
+	o.Serving = view.Role == protocol.RolePrimary && len(g.missing) == 0
 	g.mu.Unlock()
-	o.Serving = view.Role == protocol.RolePrimary
 	for _, v := range g.volumes() {
 		rep, serving := v.observe()
 		o.Volumes[v.id] = rep

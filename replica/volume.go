@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/bitmap"
@@ -78,6 +79,7 @@ type op struct {
 	local     bool   // applied here
 	acked     bool   // by the secondary, on the present link and epoch
 	seq       uint64
+	sentAt    time.Duration // now() when it was sent first, on whatever link; 0: never
 	over      bool
 	done      chan error    // capacity 1
 	gone      chan struct{} // closed when the op has left the list; made on demand
@@ -348,7 +350,7 @@ func (v *Volume) submit(o *op) (send bool, err error) {
 			if !replicates(v.mode) || v.link == nil {
 				return false, nil
 			}
-			o.seq = v.link.nextSeq()
+			o.seq, o.sentAt = v.link.nextSeq(), now()
 			v.bySeq[o.seq] = o
 			return true, nil
 		}

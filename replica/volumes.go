@@ -29,17 +29,23 @@ func (h *Host) OpenVolume(id lockstep.VolumeID) (*Volume, error) {
 		h.log.Error("volume failed", "volume", v.id, "err", err)
 	})
 	h.vols[id] = v
+	for _, g := range h.groups {
+		g.post(protocol.VolumeOpened{Volume: id})
+	}
 	return v, nil
 }
 
-// CreateVolume makes the file if it is not there, and opens it.
+// CreateVolume makes the file if it is not there, and opens it. A member of a group is made anew only
+// in another directory than the recorded one, where the group's rules fill it from the other side
+// before it counts as anything.
 func (h *Host) CreateVolume(id lockstep.VolumeID, size int64) (*Volume, error) {
-	if v := h.volume(id); v != nil {
-		return v, nil
+	v, err := h.OpenVolume(id)
+	if !errors.Is(err, lockstep.ErrNotFound) {
+		return v, err
 	}
 	for _, g := range h.groupList() {
-		if g.hasMember(id) {
-			return nil, fmt.Errorf("the files of volume %s are missing or cannot be opened: it is not made anew while it belongs to group %s", id, g.id)
+		if !g.mayMake(id) {
+			return nil, fmt.Errorf("the files of volume %s are missing: it is not made anew while it belongs to group %s", id, g.id)
 		}
 	}
 	if _, err := h.pool.Create(id, size); err != nil {

@@ -86,7 +86,13 @@ type HeartbeatReply struct {
 	NeedList  bool               `json:"n,omitempty"`
 	TTLMs     int64              `json:"t,omitempty"` // how long the secondary will respect the leases, from when it granted them
 	Uncovered []lockstep.GroupID `json:"u,omitempty"`
+	// Newer holds the persisted record of groups that are uncovered because of a newer epoch; at most
+	// MaxNewer of them in one answer.
+	Newer []json.RawMessage `json:"r,omitempty"`
 }
+
+// MaxNewer keeps a heartbeat's answer far below what a frame may carry.
+const MaxNewer = 16
 
 // WriteJSON sends a control frame: h with v as its body, in one write.
 func WriteJSON(w io.Writer, h Header, v any) error {
