@@ -20,6 +20,9 @@ func TestStatements(t *testing.T) {
 		`{"lockstep-accept-lost-secondary":{"node":7,"reason":"r"}}`,
 		`{"lockstep-confirm-node-off":{"reason":"r"}}`,
 		`{"lockstep-confirm-node-off":{"node":"n"}}`,
+		`{"lockstep-accept-directory":{"reason":"r"}}`,
+		`{"lockstep-back-out":{"node":"n","reason":"r"}}`,
+		`{"lockstep-back-out":null}`,
 		`{"lockstep-one-sided":null}`,
 		`{"lockstep-one-sided":{"policy":"lax"}}`,
 	} {
@@ -34,6 +37,8 @@ func TestStatements(t *testing.T) {
 		`{"lockstep-continue":{"reason":"rack burnt"}}`,
 		`{"lockstep-accept-lost-secondary":{"node":"n1","reason":"scrapped"}}`,
 		`{"lockstep-confirm-node-off":{"node":"n2","reason":"power cut at the PDU"}}`,
+		`{"lockstep-accept-directory":{"node":"n3","reason":"moved to a new host"}}`,
+		`{"lockstep-back-out":{"reason":"drill"}}`,
 		`{"lockstep-one-sided":{"policy":"strict"}}`,
 	} {
 		if a := r.v2("POST", path, body); a.StatusCode != 200 || a.body != "" {
@@ -44,6 +49,8 @@ func TestStatements(t *testing.T) {
 		group + ` continue "" "rack burnt" admin=true`,
 		group + ` accept-lost-secondary "n1" "scrapped" admin=true`,
 		group + ` confirm-node-off "n2" "power cut at the PDU" admin=true`,
+		group + ` accept-directory "n3" "moved to a new host" admin=true`,
+		group + ` back-out "" "drill" admin=true`,
 		group + ` strict=true`,
 	}
 	if !slices.Equal(r.svc.declared, want) {

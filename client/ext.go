@@ -50,6 +50,17 @@ func (c *Client) ConfirmNodeOff(ctx context.Context, group, node, reason string)
 	return c.act(ctx, group, map[string]any{"lockstep-confirm-node-off": map[string]any{"node": node, "reason": reason}})
 }
 
+// AcceptDirectory states that the present directory of a primary node counts as the group's image;
+// for operators.
+func (c *Client) AcceptDirectory(ctx context.Context, group, node, reason string) error {
+	return c.act(ctx, group, map[string]any{"lockstep-accept-directory": map[string]any{"node": node, "reason": reason}})
+}
+
+// BackOut takes a failover back that does not end; for operators.
+func (c *Client) BackOut(ctx context.Context, group, reason string) error {
+	return c.act(ctx, group, map[string]any{"lockstep-back-out": map[string]any{"reason": reason}})
+}
+
 // AcceptLostSecondary states that a secondary node is gone for good; for operators.
 func (c *Client) AcceptLostSecondary(ctx context.Context, group, node, reason string) error {
 	return c.act(ctx, group, map[string]any{"lockstep-accept-lost-secondary": map[string]any{"node": node, "reason": reason}})

@@ -97,11 +97,8 @@ func (d *driver) touchNode(n lockstep.NodeID) {
 	var groups []lockstep.GroupID
 	d.c.peekCache(func(s *snapshot) {
 		for g, r := range s.records {
-			for _, m := range r.Members {
-				if m.Replicas[0].Node == n || m.Replicas[1].Node == n {
-					groups = append(groups, g)
-					break
-				}
+			if slices.Contains(append(r.Nodes(), r.Untold...), n) {
+				groups = append(groups, g)
 			}
 		}
 	})
@@ -146,6 +143,11 @@ func (d *driver) driveGroup(ctx context.Context, id lockstep.GroupID) (time.Dura
 	if recorded {
 		if err := d.note(ctx, record); err != nil {
 			return 0, err
+		}
+		if len(record.Untold) > 0 {
+			if err := d.told(ctx, id); err != nil {
+				return 0, err
+			}
 		}
 		switch record.State {
 		case protocol.StateTripping, protocol.StateCopying, protocol.StateFailovering, protocol.StateReversing:
@@ -240,6 +242,31 @@ func (d *driver) advance(ctx context.Context, id lockstep.GroupID, lasted time.D
 	})
 }
 
+// told takes those off a record's list of nodes that left it and that have persisted, by their own
+// answer, the record as it is now.
+func (d *driver) told(ctx context.Context, id lockstep.GroupID) error {
+	return d.c.update(ctx, d.fence, func(t *tx) error {
+		r, found, err := get[protocol.Record](t, store.KeyRecord(id))
+		if err != nil || !found {
+			return err
+		}
+		next := r
+		for _, n := range r.Untold {
+			a, found, err := get[protocol.Answer](t, store.KeyAnswer(id, n))
+			if err != nil {
+				return err
+			}
+			if found && a.Epoch == r.Epoch && a.Step == protocol.StepTold {
+				next = next.Told(n)
+			}
+		}
+		if len(next.Untold) < len(r.Untold) {
+			t.put(store.KeyRecord(id), next)
+		}
+		return nil
+	})
+}
+
 // buryAtOnce bounds the history entries that one transaction removes.
 const buryAtOnce = 64
 
@@ -269,7 +296,7 @@ func (t *tx) bury(id lockstep.GroupID) (more bool, err error) {
 	if _, grouped, err := get[store.Group](t, store.KeyGroup(id)); err != nil || grouped {
 		return false, err
 	}
-	for _, n := range r.Nodes() {
+	for _, n := range append(r.Nodes(), r.Untold...) {
 		a, found, err := get[protocol.Answer](t, store.KeyAnswer(id, n))
 		if err != nil || !found || a.Epoch != r.Epoch || a.Step != protocol.StepTold {
 			return false, err

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
@@ -18,11 +19,19 @@ const (
 	StateContinue Statement = "continue"
 	// StateNodeOff says that a primary node is powered off, for a trip or failover under way.
 	StateNodeOff Statement = "confirm-node-off"
+	// StateDirectory says that the present directory of a primary node, another one than the recorded
+	// one, counts as the group's image.
+	StateDirectory Statement = "accept-directory"
+	// StateBackOut takes a failover back that does not end.
+	StateBackOut Statement = "back-out"
 	// StateLostSecondary says that a secondary node is gone for good: unflushed writes may be missing.
 	StateLostSecondary Statement = "accept-lost-secondary"
 )
 
-// Declare takes an operator's statement; node is needed by all but StateContinue.
+// NamesNode reports whether the statement is about a node.
+func (s Statement) NamesNode() bool { return s != StateContinue && s != StateBackOut }
+
+// Declare takes an operator's statement; node is needed where it names one.
 func (c *Controller) Declare(ctx context.Context, caller Caller, id lockstep.GroupID, s Statement, node lockstep.NodeID, reason string) error {
 	if !caller.Admin {
 		return &Error{Kind: KindForbidden, Message: "the statement " + string(s) + " needs the role admin"}
@@ -46,6 +55,18 @@ func (c *Controller) Declare(ctx context.Context, caller Caller, id lockstep.Gro
 			if err == nil && x.alive[node] {
 				return conflict("", "node %s is alive: it is not off", node)
 			}
+		case StateDirectory:
+			n, found, err2 := peek[store.Node](x.tx, store.KeyNode(node))
+			switch {
+			case err2 != nil:
+				return err2
+			case !found || !x.alive[node]:
+				return conflict("", "node %s is not alive: start it with the directory that is to count", node)
+			}
+			next, err = x.r.AcceptDirectory(node, n.Instance)
+			what += fmt.Sprintf(" %s (directory %s)", node, n.Instance)
+		case StateBackOut:
+			return x.backOut(reason)
 		case StateLostSecondary:
 			next, err = x.r.AcceptLost(node)
 			what += " " + string(node)
@@ -62,4 +83,23 @@ func (c *Controller) Declare(ctx context.Context, caller Caller, id lockstep.Gro
 		x.event(next, what+" ("+reason+")", caller.who(), caller.RequestID)
 		return nil
 	}))
+}
+
+// backOut ends a failover that does not end by itself. In sync is kept if every secondary has
+// answered under its recorded boot id [F17]; what is not known must end by way of tripping.
+func (x *acting) backOut(reason string) error {
+	intact := true
+	for _, node := range x.r.SecondaryNodes() {
+		a, found, err := get[protocol.Answer](x.tx, store.KeyAnswer(x.g.ID, node))
+		if err != nil {
+			return err
+		}
+		intact = intact && found && a.Epoch == x.r.Epoch && a.Step == protocol.StepReady && a.BootID == x.r.BootIDs[node]
+	}
+	next, err := x.r.BackOut(intact, "the failover was taken back by an operator: "+reason)
+	if err != nil {
+		return err
+	}
+	x.record(next)
+	return nil
 }

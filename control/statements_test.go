@@ -1,6 +1,7 @@
 package control
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/lockstep-dr/lockstep"
@@ -58,4 +59,32 @@ func TestContinueFencesThroughSecondaries(t *testing.T) {
 	if _, _, ok := protocol.Advance(stated, answers, false); ok {
 		t.Fatal("continue of an earlier epoch counted")
 	}
+}
+
+// Goal: a failover whose secondary dies before it answers holds a primary that is well; an operator
+// takes it back, by way of tripping, for what the secondary did is not known. Nobody else may.
+func TestBackOutOfAFailoverThatDoesNotEnd(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, _ := s.syncedGroup(c, 1)
+	admin := caller
+	admin.Admin = true
+	refused(t, c.Declare(s.ctx, admin, id, StateBackOut, "", "nothing to take back"), KindConflict, "")
+	s.silence("b1")
+	s.act(c, id, ActionFailover)
+	s.awaitGroup(c, id, StatusFailovering, ReplicationActive)
+	s.kill("b1")
+	refused(t, c.Declare(s.ctx, caller, id, StateBackOut, "", "not an admin"), KindForbidden, "")
+	refused(t, c.Declare(s.ctx, admin, id, StateBackOut, "", ""), KindBadRequest, "")
+	if err := c.Declare(s.ctx, admin, id, StateBackOut, "", "az2 died"); err != nil {
+		t.Fatal(err)
+	}
+	g := s.awaitGroup(c, id, StatusErrorFailovered, ReplicationInactive)
+	if r := s.record(id); r.InSync || r.Primary != "az1" || r.State != protocol.StateNormal || !strings.Contains(g.Reason, "az2 died") {
+		t.Fatalf("%s: %q", r.Describe(), g.Reason)
+	}
+	s.set(func() { s.mute["b1"] = false })
+	s.start("b1")
+	s.act(c, id, ActionSync)
+	s.awaitGroup(c, id, StatusAvailable, ReplicationActive)
 }

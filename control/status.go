@@ -126,7 +126,7 @@ func inspect(r protocol.Record, seen map[lockstep.NodeID]Sight, alive map[lockst
 			f.primaryGone = append(f.primaryGone, n)
 			continue
 		}
-		if s, ok := seen[n]; ok && s.heldUp(now) {
+		if s, ok := seen[n]; ok && s.heldUp(now, r.State == protocol.StateNormal) {
 			f.held = append(f.held, strings.TrimSuffix(fmt.Sprintf("node %s holds requests: %s", n, s.Why), ": "))
 		}
 	}
@@ -149,12 +149,13 @@ func appendFailed(list []string, replica protocol.Replica, seen map[lockstep.Nod
 	return list
 }
 
-// heldUp: not serving, with a peer away, and longer than a trip takes.
-func (s Sight) heldUp(now time.Time) bool {
+// heldUp: not serving, longer than a trip takes, and either at rest, whatever is the reason (a
+// directory that is not the recorded one, a take-back), or with a peer away.
+func (s Sight) heldUp(now time.Time, atRest bool) bool {
 	if s.Serving {
 		return false
 	}
-	away := false
+	away := atRest
 	for _, p := range s.Peers {
 		away = away || !p.Connected
 	}
@@ -200,13 +201,13 @@ func replication(r protocol.Record, f faults) (status, fault string) {
 	}
 	// Not in sync: every failover is refused, so no fault is of a kind that advises one.
 	gone := FaultNone
-	if f.anyGone() || len(f.primaryFailed) > 0 {
+	if f.anyGone() || len(f.primaryFailed)+len(f.held) > 0 {
 		gone = FaultLink
 	}
 	switch {
 	case r.FailedOver:
 		// The old primary's AZ is expected to be away: only the serving side counts.
-		if len(f.primaryGone)+len(f.primaryFailed) > 0 {
+		if f.primary() {
 			return ReplicationStopped, FaultLink
 		}
 		return ReplicationStopped, FaultNone

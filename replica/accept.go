@@ -437,7 +437,8 @@ func (v *Volume) compare(off, length int64, sums []byte) ([]byte, error) {
 	return differ, nil
 }
 
-// readBack gives data to a primary that takes its regions back [F2].
+// readBack gives data to a primary that takes its regions back [F2]; an empty answer stands for
+// zeroes: most of a thin volume that is taken back in full is a hole.
 func (b *inbox) readBack(c *inConn, h wire.Header) {
 	b.gate.RLock()
 	v, err := b.enter(c, h, false)
@@ -445,7 +446,7 @@ func (b *inbox) readBack(c *inConn, h wire.Header) {
 	if err == nil && h.Length > compareBytes {
 		err = lockstep.ErrOutOfRange
 	}
-	if err == nil {
+	if err == nil && !v.isHole(int64(h.Offset), int64(h.Length)) {
 		data = make([]byte, h.Length)
 		err = v.disk.ReadAt(data, int64(h.Offset))
 	}

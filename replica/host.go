@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -225,7 +226,8 @@ func (h *Host) OnRecord(r protocol.Record, atStart bool) error {
 				ours = ours || rep.Node == h.cfg.Node
 			}
 		}
-		if !ours || r.State == protocol.StateDeleted {
+		// One that left, and has forgotten the group, must say so before its tombstone can go.
+		if untold := slices.Contains(r.Untold, h.cfg.Node); !untold && (!ours || r.State == protocol.StateDeleted) {
 			return nil
 		}
 		saved, err := h.loadGroup(r.Group)

@@ -107,10 +107,10 @@ func (v *Volume) takeBack(ctx context.Context, l *link, epoch lockstep.Epoch, ex
 				if err != nil {
 					return fmt.Errorf("take back [%d,+%d) of volume %s: %w", e.Off, e.Len, v.id, err)
 				}
-				if int64(len(r.body)) != e.Len {
+				if n := int64(len(r.body)); n != e.Len && n != 0 {
 					return fmt.Errorf("%w: %d bytes taken back instead of %d", wire.ErrFrame, len(r.body), e.Len)
 				}
-				return v.restore(ctx, r.body, e.Off)
+				return v.restore(ctx, r.body, e)
 			})
 			return ctx.Err()
 		})
@@ -121,9 +121,9 @@ func (v *Volume) takeBack(ctx context.Context, l *link, epoch lockstep.Epoch, ex
 	return eg.Wait()
 }
 
-// restore writes what was taken back. It counts as submitted I/O: a demotion waits for it, and after
+// restore writes what was taken back; an empty p is zeroes. It counts as submitted I/O: a demotion waits for it, and after
 // the end of the epoch none begins.
-func (v *Volume) restore(ctx context.Context, p []byte, off int64) error {
+func (v *Volume) restore(ctx context.Context, p []byte, e lockstep.Extent) error {
 	v.mu.Lock()
 	if err := ctx.Err(); err != nil {
 		v.mu.Unlock()
@@ -133,9 +133,9 @@ func (v *Volume) restore(ctx context.Context, p []byte, off int64) error {
 	v.mu.Unlock()
 	var err error
 	if len(bytes.TrimLeft(p, "\x00")) == 0 {
-		err = v.disk.Zero(off, int64(len(p)), false) // what is sparse there stays so here
+		err = v.disk.Zero(e.Off, e.Len, false) // what is sparse there stays so here
 	} else {
-		err = v.disk.WriteAt(p, off)
+		err = v.disk.WriteAt(p, e.Off)
 	}
 	v.mu.Lock()
 	v.submitted--

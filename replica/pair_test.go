@@ -26,7 +26,8 @@ type memRecords struct {
 	answers map[lockstep.NodeID]protocol.Answer
 	hosts   []*Host
 	down    bool
-	tries   int // calls while down
+	stuck   bool // no transition ends
+	tries   int  // calls while down
 }
 
 func (m *memRecords) change(f func(protocol.Record) (protocol.Record, error)) error {
@@ -65,7 +66,7 @@ func (m *memRecords) PutAnswer(_ context.Context, a protocol.Answer) error {
 
 func (m *memRecords) Advance(context.Context, lockstep.GroupID) error {
 	return m.change(func(r protocol.Record) (protocol.Record, error) {
-		if next, _, ok := protocol.Advance(r, m.answers, false); ok {
+		if next, _, ok := protocol.Advance(r, m.answers, false); ok && !m.stuck {
 			return next, nil
 		}
 		return r, nil

@@ -507,7 +507,7 @@ func TestRestoreCountsAsLocalIO(t *testing.T) {
 		return nil
 	})
 	done := make(chan error, 1)
-	go func() { done <- b.v.restore(ctx, []byte{1, 2, 3}, 0) }()
+	go func() { done <- b.v.restore(ctx, []byte{1, 2, 3}, lockstep.Extent{Len: 3}) }()
 	<-in
 	cancel()
 	quiet := make(chan error, 1)
@@ -517,7 +517,7 @@ func TestRestoreCountsAsLocalIO(t *testing.T) {
 	if err := errors.Join(b.ended(done), b.ended(quiet)); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.v.restore(ctx, []byte{1, 2, 3}, 0); !errors.Is(err, context.Canceled) {
+	if err := b.v.restore(ctx, []byte{1, 2, 3}, lockstep.Extent{Len: 3}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("written after the end: %v", err)
 	}
 }

@@ -76,6 +76,8 @@ func readExtend(o *rest.Object) []control.Extend {
 var statements = map[string]control.Statement{
 	"lockstep-continue":              control.StateContinue,
 	"lockstep-confirm-node-off":      control.StateNodeOff,
+	"lockstep-accept-directory":      control.StateDirectory,
+	"lockstep-back-out":              control.StateBackOut,
 	"lockstep-accept-lost-secondary": control.StateLostSecondary,
 }
 
@@ -103,7 +105,7 @@ func (a *api) declare(r *rest.Request, body *rest.Object) (ok bool, err error) {
 	}
 	o := body.Object(key)
 	node := ""
-	if statement != control.StateContinue {
+	if statement.NamesNode() {
 		o.Only("reason", "node")
 		node = o.String("node")
 	} else {

@@ -17,7 +17,8 @@ func newGroupCommand(a *app) *cobra.Command {
 	a.cloudFlags(cmd)
 	cmd.AddCommand(a.groupList(), a.groupShow(), a.groupCreate(), a.groupUpdate(), a.groupDelete(),
 		a.groupSync(), a.groupPause(), a.groupFailover(), a.groupSwitchover(), a.groupReprotect(),
-		a.groupExtend(), a.groupHistory(), a.groupContinue(), a.groupConfirmOff(), a.groupAcceptLost(), a.groupPolicy())
+		a.groupExtend(), a.groupHistory(), a.groupPolicy())
+	cmd.AddCommand(a.groupStatements()...)
 	return cmd
 }
 

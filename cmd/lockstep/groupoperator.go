@@ -9,20 +9,27 @@ import (
 	"github.com/lockstep-dr/lockstep/client"
 )
 
-// groupContinue, groupConfirmOff and groupAcceptLost are statements: what an operator knows and no machine can find
-// out. They are kept in the group's history.
+// statement is a command by which an operator says something about a group.
+type statement struct {
+	use, short, long, example string
+	node                      string // help of --node; empty: it names no node
+	title                     string // of the question, after the group
+	risk                      string
+	say                       func(ctx context.Context, c *client.Client, group, node, reason string) error
+}
 
-func (a *app) groupContinue() *cobra.Command {
-	var reason string
+func (a *app) groupStatement(s statement) *cobra.Command {
+	var node, reason string
 	var yes confirmer
 	cmd := &cobra.Command{
-		Use: "continue GROUP", Short: "Let a stop end although a primary node does not confirm",
-		Long: `After a fault a group with several primary nodes holds its requests until every
-primary node has confirmed that it stopped. If one of them is dead and will not
-come back soon, continue lets its secondaries fence it: the others go on alone,
-and a failover is refused until the group was synchronized again. It needs the
-admin role, and is kept in the group's history.`,
-		Example: `  lockstep group continue shop --reason "rack 7 burnt" --yes`, Args: exactArgs("GROUP"),
+		Use: s.use + " GROUP", Short: s.short,
+		Long:    s.long + "\n\nIt needs the admin role, and is kept in the group's history.",
+		Example: "  " + s.example, Args: exactArgs("GROUP"),
+	}
+	need := []string{"reason"}
+	if s.node != "" {
+		cmd.Flags().StringVar(&node, "node", "", s.node+" (required)")
+		need = append(need, "node")
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the group's history (required)")
 	yes.flag(cmd)
@@ -31,70 +38,94 @@ admin role, and is kept in the group's history.`,
 		if err != nil {
 			return err
 		}
-		if err := a.confirm(yes, fmt.Sprintf("Group %s (%s) goes on without the primary node that does not confirm.", g.ID, orDash(printable(g.Name))),
-			"Its disks there stay closed, and the secondary is not in sync any more: a failover is refused until the next synchronization."); err != nil {
+		title := fmt.Sprintf("Group %s (%s): ", g.ID, orDash(printable(g.Name))) + s.title
+		if s.node != "" {
+			title = fmt.Sprintf("Group %s (%s), node %s: ", g.ID, orDash(printable(g.Name)), node) + s.title
+		}
+		if err := a.confirm(yes, title, s.risk); err != nil {
 			return err
 		}
-		return c.Continue(ctx, g.ID, reason)
-	}), "reason")
+		return s.say(ctx, c, g.ID, node, reason)
+	}), need...)
 }
 
-func (a *app) groupConfirmOff() *cobra.Command {
-	var node, reason string
-	var yes confirmer
-	cmd := &cobra.Command{
-		Use: "confirm-node-off GROUP", Short: "State that a primary node is powered off",
-		Long: `While a stop or a failover waits for a primary node that does not answer, this
+// groupStatements are what an operator knows and no machine can find out.
+func (a *app) groupStatements() []*cobra.Command {
+	var cmds []*cobra.Command
+	for _, s := range []statement{
+		{
+			use: "continue", short: "Let a stop end although a primary node does not confirm",
+			long: `After a fault a group with several primary nodes holds its requests until every
+primary node has confirmed that it stopped. If one of them is dead and will not
+come back soon, continue lets its secondaries fence it: the others go on alone,
+and a failover is refused until the group was synchronized again.`,
+			example: `lockstep group continue shop --reason "rack 7 burnt" --yes`,
+			title:   "it goes on without the primary node that does not confirm.",
+			risk:    "Its disks there stay closed, and the secondary is not in sync any more: a failover is refused until the next synchronization.",
+			say: func(ctx context.Context, c *client.Client, group, _, reason string) error {
+				return c.Continue(ctx, group, reason)
+			},
+		},
+		{
+			use: "confirm-node-off", short: "State that a primary node is powered off",
+			long: `While a stop or a failover waits for a primary node that does not answer, this
 statement says that the node is powered off: the stop ends without its word, and
 a failover need not wait until the node's read lease has run out. It counts for
 the stop or failover under way only. Were the node still running, reads there
 could be stale and the secondary's image no consistent cut: cut the power first,
-or let a fencing device do it and then run this command. It needs the admin role,
-is refused while the node is alive, and is kept in the group's history.`,
-		Example: `  lockstep group confirm-node-off shop --node az1-node-1 --reason "power cut at the PDU" --yes`, Args: exactArgs("GROUP"),
-	}
-	cmd.Flags().StringVar(&node, "node", "", "the node that is powered off (required)")
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the group's history (required)")
-	yes.flag(cmd)
-	return needFlags(a.apiCommand(cmd, func(ctx context.Context, c *client.Client, args []string) error {
-		g, err := findGroup(ctx, c, args[0])
-		if err != nil {
-			return err
-		}
-		if err := a.confirm(yes, fmt.Sprintf("Group %s (%s): node %s is stated to be powered off.", g.ID, orDash(printable(g.Name)), node),
-			"If it still runs, its clients may read old data and the secondary's image may be no consistent cut."); err != nil {
-			return err
-		}
-		return c.ConfirmNodeOff(ctx, g.ID, node, reason)
-	}), "node", "reason")
-}
-
-func (a *app) groupAcceptLost() *cobra.Command {
-	var node, reason string
-	var yes confirmer
-	cmd := &cobra.Command{
-		Use: "accept-lost-secondary GROUP", Short: "State that a secondary node is gone for good",
-		Long: `A primary whose host restarted while in sync waits for its secondary, which may
+or let a fencing device do it and then run this command. It is refused while the
+node is alive.`,
+			example: `lockstep group confirm-node-off shop --node az1-node-1 --reason "power cut at the PDU" --yes`,
+			node:    "the node that is powered off", title: "it is stated to be powered off.",
+			risk: "If it still runs, its clients may read old data and the secondary's image may be no consistent cut.",
+			say: func(ctx context.Context, c *client.Client, group, node, reason string) error {
+				return c.ConfirmNodeOff(ctx, group, node, reason)
+			},
+		},
+		{
+			use: "accept-directory", short: "State that a primary node's present directory counts",
+			long: `A primary node whose pool directory is not the one of the last synchronization (it
+was moved to another host, restored from a copy, or is empty) holds its requests
+where the other side cannot replace it: the newest writes were on this side alone,
+or the other side restarted too. This statement makes what is in that directory
+the group's image; everything is compared with the other side afterwards.`,
+			example: `lockstep group accept-directory shop --node az1-node-1 --reason "moved to a new host" --yes`,
+			node:    "the primary node", title: "what is in its directory now becomes the group's image.",
+			risk: "If the directory is an older copy, or empty, everything written after it is lost for good.",
+			say: func(ctx context.Context, c *client.Client, group, node, reason string) error {
+				return c.AcceptDirectory(ctx, group, node, reason)
+			},
+		},
+		{
+			use: "back-out", short: "Take back a failover that does not end",
+			long: `A failover waits for every node of the other zone, and meanwhile nobody serves. If
+one of them does not answer and the old primary is well, back-out ends the
+failover with the roles as they were. If not all of them had answered, the group
+stops replicating first and synchronizes again.`,
+			example: `lockstep group back-out shop --reason "the node in az2 died" --yes`,
+			title:   "the failover under way is taken back.",
+			risk:    "The old primary goes on, if it is alive.",
+			say: func(ctx context.Context, c *client.Client, group, _, reason string) error {
+				return c.BackOut(ctx, group, reason)
+			},
+		},
+		{
+			use: "accept-lost-secondary", short: "State that a secondary node is gone for good",
+			long: `A primary whose host restarted while in sync waits for its secondary, which may
 have writes that the host lost with its page cache. If that secondary is gone for
 good, this statement lets the primary go on with its own image: writes that were
-acknowledged but not flushed may be missing. It needs the admin role, is refused
-while the node is alive, and is kept in the group's history.`,
-		Example: `  lockstep group accept-lost-secondary shop --node az2-node-1 --reason "host scrapped" --yes`, Args: exactArgs("GROUP"),
+acknowledged but not flushed may be missing. It is refused while the node is alive.`,
+			example: `lockstep group accept-lost-secondary shop --node az2-node-1 --reason "host scrapped" --yes`,
+			node:    "the node that is gone", title: "it is given up for good.",
+			risk: "Writes that were acknowledged but not flushed before the primary's host restarted may be missing.",
+			say: func(ctx context.Context, c *client.Client, group, node, reason string) error {
+				return c.AcceptLostSecondary(ctx, group, node, reason)
+			},
+		},
+	} {
+		cmds = append(cmds, a.groupStatement(s))
 	}
-	cmd.Flags().StringVar(&node, "node", "", "the node that is gone (required)")
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the group's history (required)")
-	yes.flag(cmd)
-	return needFlags(a.apiCommand(cmd, func(ctx context.Context, c *client.Client, args []string) error {
-		g, err := findGroup(ctx, c, args[0])
-		if err != nil {
-			return err
-		}
-		if err := a.confirm(yes, fmt.Sprintf("Group %s (%s): node %s is given up for good.", g.ID, orDash(printable(g.Name)), node),
-			"Writes that were acknowledged but not flushed before the primary's host restarted may be missing."); err != nil {
-			return err
-		}
-		return c.AcceptLostSecondary(ctx, g.ID, node, reason)
-	}), "node", "reason")
+	return cmds
 }
 
 func (a *app) groupPolicy() *cobra.Command {

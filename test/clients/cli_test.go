@@ -186,6 +186,8 @@ func TestCommandLine(t *testing.T) {
 		{"pair", "delete", "p", "--yes"},
 		{"group", "continue", "h", "--reason", "r", "--yes"},
 		{"group", "confirm-node-off", "h", "--node", "az1-node-1", "--reason", "r", "--yes"},
+		{"group", "accept-directory", "h", "--node", "az1-node-1", "--reason", "r", "--yes"},
+		{"group", "back-out", "h", "--reason", "r", "--yes"},
 		{"group", "accept-lost-secondary", "h", "--node", "az2-node-1", "--reason", "r", "--yes"},
 		{"group", "failover", "h"}, // nobody was there to say yes
 	}

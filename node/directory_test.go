@@ -1,0 +1,168 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lockstep-dr/lockstep/control"
+	"github.com/lockstep-dr/lockstep/disk/vfs"
+)
+
+// Goal: out of sync the newest writes are in the primary's directory alone. Moved to another machine
+// it is neither overwritten from the secondary nor served unasked; an operator's word makes it count.
+func TestDirectoryMovedOutOfSync(t *testing.T) {
+	c := newCluster(t, "a1", "b2")
+	c.app2()
+	c.active()
+	c.act(control.ActionStop)
+	c.await("available", "active-stopped", "0")
+	data := bytes.Repeat([]byte{0x5a}, 4096)
+	if err := c.dev(c.vols[0][0]).WriteAt(t.Context(), data, 0, true); err != nil {
+		t.Fatal(err)
+	}
+	p := c.nodes["a1"]
+	p.shutdown()
+	p.cfg.hostID = "another"
+	p.start()
+	c.await("available", "active-stopped", "5") // held, and why
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	got := make([]byte, 4096)
+	if err := c.dev(c.vols[0][0]).ReadAt(ctx, got, 0); err == nil {
+		t.Fatalf("a directory of unknown standing was served: it begins with %#x", got[0])
+	}
+	if err := c.ctl.Declare(t.Context(), caller, c.group, control.StateDirectory, "b2", "wrong node"); err == nil {
+		t.Error("the statement was taken for a secondary node")
+	}
+	if err := c.ctl.Declare(t.Context(), caller, c.group, control.StateDirectory, "a1", "moved to a new host"); err != nil {
+		t.Fatal(err)
+	}
+	c.await("available", "active-stopped", "0")
+	if err := c.dev(c.vols[0][0]).ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("read %#x, %v", got[0], err)
+	}
+	c.act(control.ActionSync)
+	c.active()
+	c.same()
+}
+
+// Goal: a primary whose pool is lost starts in an empty one and serves nothing but what it has taken
+// back in full, however late the new files are made.
+func TestLostPoolOfAPrimary(t *testing.T) {
+	for _, ms := range []int{0, 1, 3, 7, 40} {
+		t.Run(fmt.Sprintf("syncs take %d ms", ms), func(t *testing.T) {
+			c := newCluster(t, "a1", "b2")
+			c.app2()
+			c.active()
+			l := newLoad(c)
+			l.run(0, 3)
+			l.progress(200)
+			l.halt()
+			p := c.nodes["a1"]
+			p.kill()
+			p.fs = vfs.NewMem()
+			p.mkdir()
+			_ = os.Remove(filepath.Join(p.cfg.Pool, peersFile))
+			p.fs.OnOp(func(op vfs.Op) error {
+				if op == "raw:fdatasync" {
+					time.Sleep(time.Duration(ms) * time.Millisecond)
+				}
+				return nil
+			})
+			p.start()
+			l.check(0)
+			c.await("available", "active", "0")
+			c.same()
+		})
+	}
+}
+
+// Goal: a disk error that only a job meets is the volume's, and the group does not stay as it was.
+func TestDiskErrorDuringResync(t *testing.T) {
+	c := newCluster(t, "a1", "b2")
+	c.app2()
+	c.active()
+	c.act(control.ActionStop)
+	c.await("available", "active-stopped", "0")
+	if err := c.dev(c.vols[0][0]).WriteAt(t.Context(), bytes.Repeat([]byte{0x5a}, 4096), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes["a1"].fs.OnOp(func(op vfs.Op) error {
+		if op == "raw:read" {
+			return syscall.EIO
+		}
+		return nil
+	})
+	c.act(control.ActionSync)
+	c.await("available", "inactive", "5")
+	if c.dev(c.vols[0][0]).Failed() == nil {
+		t.Error("the volume has not failed")
+	}
+}
+
+// Goal: a node that was down while its group was dissolved learns of it, and its volumes can be
+// deleted; so does one that comes back with an empty pool.
+func TestGroupDissolvedWhileANodeIsDown(t *testing.T) {
+	for name, lost := range map[string]bool{"with its pool": false, "with an empty pool": true} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, "a1", "b2")
+			c.app2()
+			c.active()
+			b := c.nodes["b2"]
+			b.kill()
+			c.await("available", "inactive", "5")
+			ctx, v := t.Context(), c.view()
+			c.act(control.ActionStop)
+			if _, err := c.ctl.UpdateGroup(ctx, caller, v.ID, control.GroupUpdate{Remove: v.Pairs}); err != nil {
+				t.Fatal(err)
+			}
+			c.eventually("updated", func() error {
+				if g := c.view(); g.Status != "available" || len(c.record().Untold) != 1 {
+					return fmt.Errorf("%s, untold %v", g.Status, c.record().Untold)
+				}
+				return nil
+			})
+			if err := c.ctl.DeleteGroup(ctx, caller, v.ID); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range v.Pairs {
+				if err := c.ctl.DeletePair(ctx, caller, p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if lost {
+				b.fs = vfs.NewMem()
+				b.mkdir()
+				_ = os.Remove(filepath.Join(b.cfg.Pool, peersFile))
+			}
+			b.start()
+			for _, pair := range c.vols {
+				for _, id := range pair {
+					if err := c.ctl.DeleteVolume(ctx, caller, id); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			c.eventually("everything is gone", func() error {
+				kvs, _, err := c.mem.List(ctx, "")
+				if err != nil {
+					return err
+				}
+				for _, kv := range kvs {
+					for _, prefix := range []string{"volumes/", "records/", "answers/", "observed/", "history/"} {
+						if len(kv.Key) > len(prefix) && kv.Key[:len(prefix)] == prefix {
+							return fmt.Errorf("%s is still there", kv.Key)
+						}
+					}
+				}
+				return nil
+			})
+		})
+	}
+}

@@ -1,0 +1,58 @@
+package replica
+
+import (
+	"testing"
+	"time"
+
+	"github.com/lockstep-dr/lockstep/protocol"
+)
+
+// Goal: a write ages from its first submission, not from that on the present link: a secondary whose
+// link breaks again and again before any answer is a silent one.
+func TestUnacknowledgedWritesAgeOverReconnects(t *testing.T) {
+	b := newBed(t)
+	f := b.link(1)
+	b.twoSided(f, 1)
+	done := b.write(0, 1)
+	f.next()
+	first := b.v.oldestUnacked()
+	if first == 0 {
+		t.Fatal("a write in flight has no age")
+	}
+	for conn := uint64(2); conn < 5; conn++ {
+		time.Sleep(5 * time.Millisecond)
+		f.l.close()
+		f = b.link(conn)
+		b.twoSided(f, 1)
+		h := f.next()
+		if at := b.v.oldestUnacked(); at != first {
+			t.Fatalf("on link %d the write is %s younger", conn, at-first)
+		}
+		if conn == 4 {
+			f.ack(h)
+		}
+	}
+	if err := b.ended(done); err != nil {
+		t.Fatal(err)
+	}
+	if at := b.v.oldestUnacked(); at != 0 {
+		t.Errorf("without a write in flight the oldest is %s", at)
+	}
+}
+
+// Goal: a primary that is cut from the store and only reads learns from heartbeats that its secondary
+// has persisted a newer epoch: no write of it is refused, and its link does not break.
+func TestHeartbeatsCarryANewerRecord(t *testing.T) {
+	p := newPair(t)
+	p.sync(t)
+	p.st.mu.Lock()
+	p.st.hosts, p.st.stuck = p.st.hosts[1:], true // a hears nothing of the store any more
+	p.st.mu.Unlock()
+	if err := p.st.change(protocol.Record.Failover); err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "a knows of the failover", func() bool {
+		view, _ := p.a.View("g")
+		return view.Record.State == protocol.StateFailovering
+	})
+}
