@@ -438,6 +438,14 @@ func (f *fakeService) Declare(_ context.Context, c control.Caller, id lockstep.G
 	return nil
 }
 
+func (f *fakeService) RecoverStore(_ context.Context, c control.Caller, off []lockstep.AZ, reason string) (control.Recovery, error) {
+	f.declared = append(f.declared, fmt.Sprintf("recover %v %q admin=%v", off, reason, c.Admin))
+	return control.Recovery{
+		Groups:  []control.Recovered{{Group: "g", Was: 3, Epoch: 9, Primary: "az2", Unconfirmed: []string{"node n has not reported"}}},
+		Unknown: []lockstep.GroupID{"u"},
+	}, nil
+}
+
 func (f *fakeService) SetStrict(_ context.Context, _ control.Caller, id lockstep.GroupID, strict bool) error {
 	f.declared = append(f.declared, fmt.Sprintf("%s strict=%v", id, strict))
 	return nil

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -45,6 +46,15 @@ func TestStatements(t *testing.T) {
 			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
 		}
 	}
+	for _, body := range []string{`{}`, `{"recovery":null}`, `{"recovery":{"off":["az1"]}}`, `{"recovery":{"reason":"r","off":"az1"}}`, `{"recovery":{"reason":"r","on":[]}}`} {
+		if a := r.v2("POST", "/os-lockstep-store-recovery", body); a.StatusCode != 400 {
+			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
+		}
+	}
+	a := r.v2("POST", "/os-lockstep-store-recovery", `{"recovery":{"reason":"disk lost","off":["az1"]}}`)
+	if a.StatusCode != 200 || !strings.Contains(a.body, `"id":"g","epoch_before":3,"epoch":9,"priority_station":"az2","in_sync":false,"unconfirmed":["node n has not reported"]`) || !strings.Contains(a.body, `"unknown_groups":["u"]`) {
+		t.Errorf("recovery: %d %s", a.StatusCode, a.body)
+	}
 	want := []string{
 		group + ` continue "" "rack burnt" admin=true`,
 		group + ` accept-lost-secondary "n1" "scrapped" admin=true`,
@@ -52,6 +62,7 @@ func TestStatements(t *testing.T) {
 		group + ` accept-directory "n3" "moved to a new host" admin=true`,
 		group + ` back-out "" "drill" admin=true`,
 		group + ` strict=true`,
+		`recover [az1] "disk lost" admin=true`,
 	}
 	if !slices.Equal(r.svc.declared, want) {
 		t.Errorf("declared %q, want %q", r.svc.declared, want)

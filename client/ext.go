@@ -95,6 +95,28 @@ type Node struct {
 	Version    string `json:"version"`
 }
 
+// Recovered is what a recovery of the store made of one group.
+type Recovered struct {
+	ID              string   `json:"id"`
+	EpochBefore     uint64   `json:"epoch_before"`
+	Epoch           uint64   `json:"epoch"`
+	PriorityStation string   `json:"priority_station"`
+	InSync          bool     `json:"in_sync"`
+	Unconfirmed     []string `json:"unconfirmed"`
+}
+
+// RecoverStore lifts every group above what its nodes report, after the store was restored from an
+// older copy. Zones in off are stated to be powered off. unknown are groups that only nodes know.
+func (c *Client) RecoverStore(ctx context.Context, off []string, reason string) (groups []Recovered, unknown []string, err error) {
+	var out struct {
+		Groups  []Recovered `json:"groups"`
+		Unknown []string    `json:"unknown_groups"`
+	}
+	body := map[string]any{"recovery": map[string]any{"reason": reason, "off": append([]string{}, off...)}}
+	err = c.call(ctx, http.MethodPost, "os-lockstep-store-recovery", http.StatusOK, body, &out)
+	return out.Groups, out.Unknown, err
+}
+
 // Nodes lists the storage daemons.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	var out struct {

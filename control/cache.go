@@ -246,6 +246,16 @@ func (k *cache) followOnce(ctx context.Context, c *Controller) error {
 	if changed != nil {
 		snap.each(changed)
 	}
+	var looks sync.WaitGroup
+	defer looks.Wait()
+	defer cancel()
+	looks.Go(func() {
+		store.Rewinds(ctx, c.cfg.Store, func() int64 {
+			k.mu.RLock()
+			defer k.mu.RUnlock()
+			return k.rev
+		}, cancel)
+	})
 	for batch := range c.cfg.Store.Watch(ctx, "", from) {
 		k.take(batch, c)
 	}

@@ -169,6 +169,9 @@ type Service interface {
 
 	Zones(ctx context.Context) ([]Zone, error)
 	Nodes(ctx context.Context) ([]NodeView, error)
+	// RecoverStore lifts every group after the store was restored from an older copy; zones in off are
+	// stated to be powered off. It needs the admin role.
+	RecoverStore(ctx context.Context, c Caller, off []lockstep.AZ, reason string) (Recovery, error)
 	Types() []VolumeType
 }
 

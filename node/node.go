@@ -152,6 +152,7 @@ func (n *Node) serve(ctx context.Context, boot lockstep.BootID) error {
 	eg.Go(func() error { return n.vols.run(ctx) })
 	eg.Go(func() error { return quiet(ctx, n.followRecords(ctx)) })
 	eg.Go(func() error { n.report.run(ctx); return nil })
+	eg.Go(func() error { n.report.followRecovery(ctx); return nil })
 	if n.cfg.Metrics != "" {
 		eg.Go(func() error { return serveMetrics(ctx, n.cfg.Metrics, health) })
 	}

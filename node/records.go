@@ -89,7 +89,7 @@ func (n *Node) followRecords(ctx context.Context) error {
 			switch c.Kind {
 			case store.ChangePut:
 				seen[id] = true
-				if err := n.host.OnRecord(c.Value, !synced); err != nil {
+				if err := n.host.OnRecord(c.Value, !synced, c.Rewound); err != nil {
 					n.log.Error("record", "group", id, "err", err)
 				}
 			case store.ChangeDeleted:

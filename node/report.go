@@ -24,6 +24,29 @@ type report struct {
 
 	mu    sync.Mutex
 	dirty map[lockstep.GroupID]bool // guarded by mu
+
+	recovery string // guarded by mu: the recovery that is answered; empty: none
+}
+
+// followRecovery answers recoveries of the store from when the first list was read on: an older one
+// was answered, or has failed.
+func (r *report) followRecovery(ctx context.Context) {
+	synced := false
+	_ = store.Follow(ctx, r.n.st, store.KeyRecovery, func(batch []store.Change[store.Recovery]) { // it returns only when ctx ends
+		for _, c := range batch {
+			switch {
+			case c.Kind == store.ChangeSynced:
+				synced = true
+			case c.Kind == store.ChangePut && synced:
+				r.mu.Lock()
+				r.recovery = c.Value.ID
+				r.mu.Unlock()
+				for _, id := range r.n.host.Groups() {
+					r.changed(id)
+				}
+			}
+		}
+	})
 }
 
 func (r *report) init(n *Node) {
@@ -60,8 +83,11 @@ func (r *report) run(ctx context.Context) {
 			clear(r.dirty)
 			r.mu.Unlock()
 		}
+		r.mu.Lock()
+		recovery := r.recovery
+		r.mu.Unlock()
 		for _, id := range ids {
-			o, ok := r.n.host.Observe(id)
+			o, ok := r.n.host.ObserveSaved(id, recovery)
 			if !ok {
 				continue
 			}

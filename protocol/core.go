@@ -88,6 +88,9 @@ type Core struct {
 	rec   Record
 	fresh bool // rec was read from the store by a read begun after this process started
 	lost  bool // the store has neither record nor tombstone
+	// behind: the store's epoch, when it was found to be older than what is persisted here: it was
+	// restored from an older copy. Only a record that was recovered since ends that. 0: it is not.
+	behind lockstep.Epoch
 
 	now       int64
 	token     uint64
@@ -200,10 +203,17 @@ func (c *Core) plan() {
 		c.hold("the store has neither a record nor a tombstone of this group: quarantined")
 		return
 	}
-	if c.rec.Epoch < c.saved.Record.Epoch {
-		c.hold(fmt.Sprintf("the store's epoch %d is older than the persisted epoch %d: nothing is served", c.rec.Epoch, c.saved.Record.Epoch))
+	if c.behind != 0 {
+		c.dropOldAnnounces()
+		why := fmt.Sprintf("the store's epoch %d is older than the persisted epoch %d: the store was restored from an older copy, and nothing is served until lockstep store recover", c.behind, c.saved.Record.Epoch)
+		if c.role(c.saved.Record) != RoleSecondary {
+			c.hold(why)
+		} else if c.mode != ModeRefused || c.why != why {
+			c.setMode(ModeRefused, why)
+		}
 		return
 	}
+	c.dropOldAnnounces()
 	switch c.role(c.rec) {
 	case RolePrimary:
 		c.planPrimary()

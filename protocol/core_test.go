@@ -408,6 +408,56 @@ func TestFailoverThatCannotBePersistedIsUnhealthy(t *testing.T) {
 	}
 }
 
+// Goal: a store that went back is noticed at the start and by a running node. Nothing is served then,
+// whatever peers say and whatever the older copy goes on to decide, until the record was recovered
+// above what is persisted here.
+func TestStoreThatWentBack(t *testing.T) {
+	older := rec(StateNormal, true)
+	older.Epoch = 7
+	for name, read := range map[string]RecordRead{
+		"at the start": {Record: older, FromStore: true, AtStart: true}, "running": {Record: older, FromStore: true, Rewound: true},
+	} {
+		b := newBench(t, p1, "az1", "bp1", savedAs(RolePrimary, rec(StateNormal, true), "bp1"))
+		if read.Rewound {
+			b.does(must[Batch](b, b.reads(rec(StateNormal, true))))
+		}
+		b.c.Step(read)
+		held := func(what string) {
+			t.Helper()
+			if _, mode, why := b.c.Status(); mode != ModeHeld || !strings.Contains(why, "store recover") {
+				t.Errorf("%s, %s: %s, %q", name, what, mode, why)
+			}
+		}
+		held("an older record")
+		mustNot[Announce](b, b.c.Step(up(s1, "bs1")))
+		mustNot[Announce](b, b.c.Step(RecordRead{Record: rec(StateNormal, true)})) // from a peer
+		held("a peer's record")
+		other := rec(StateNormal, false)
+		other.Epoch = 12
+		mustNot[Batch](b, b.c.Step(RecordRead{Record: other, FromStore: true}))
+		held("what the older copy decided since")
+		recovered := rec(StateNormal, true).Recovered(12, true)
+		if recovered.Epoch != 13 || !recovered.InSync || recovered.InSyncEpoch != 13 {
+			t.Fatalf("%+v", recovered)
+		}
+		b.does(must[Batch](b, b.c.Step(RecordRead{Record: recovered, FromStore: true})))
+		if b.c.Saved().Record.Epoch != 13 {
+			t.Errorf("%s: persisted %d", name, b.c.Saved().Record.Epoch)
+		}
+	}
+	if r := rec(StateNormal, true).Recovered(10, false); r.InSync || r.Cause != CauseStore || r.Fenced || r.Epoch != 11 {
+		t.Errorf("unconfirmed: %+v", r)
+	}
+	for _, s := range []State{StateTripping, StateFailovering, StateReversing, StateCopying} {
+		if r := rec(s, s != StateCopying).Recovered(10, true); r.InSync || r.State != StateNormal {
+			t.Errorf("from %s: %s", s, r.Describe())
+		}
+	}
+	if r := rec(StateDeleted, false).Recovered(20, true); r.State != StateDeleted || r.Epoch != 21 {
+		t.Errorf("a tombstone: %+v", r)
+	}
+}
+
 func TestProperlyLeftNeedsNoTakeBack(t *testing.T) { // [F3] [F4]
 	saved := savedAs(RolePrimary, rec(StateNormal, false), "bp1")
 	saved.Mark = 9 // newer than the in-sync epoch 5

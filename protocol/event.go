@@ -7,11 +7,13 @@ type Event interface{ apply(c *Core) }
 
 // RecordRead: a record was read. FromStore: from the store, by a read begun after this process
 // started (never set for a record that a peer passed on). AtStart: it is the first such read; one
-// that is older than what this node had persisted then shows a store that went back.
+// that is older than what this node had persisted then shows a store that went back. Rewound: it is
+// from a list whose revision is lower than one that was seen before, which shows the same.
 type RecordRead struct {
 	Record    Record
 	FromStore bool
 	AtStart   bool
+	Rewound   bool
 }
 
 // RecordMissing: the store was read and has neither record nor tombstone.
@@ -103,10 +105,13 @@ func (e RecordRead) apply(c *Core) {
 		if e.Record.Epoch >= c.rec.Epoch {
 			c.fresh = true
 		}
-		if e.AtStart && e.Record.Epoch < c.startIn {
-			c.fresh = false
-			c.rec = e.Record // plan reports it
+		if e.AtStart && e.Record.Epoch < c.startIn || e.Rewound && e.Record.Epoch < c.saved.Record.Epoch {
+			c.fresh, c.behind = false, e.Record.Epoch // plan reports it
 			return
+		}
+		// Epochs that the older copy went on to make mean something else than those known here.
+		if e.Record.RecoveredAt > c.saved.Record.Epoch {
+			c.behind = 0
 		}
 	}
 	if e.Record.Epoch < c.rec.Epoch || e.Record.Epoch < c.saved.Record.Epoch {

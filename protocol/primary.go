@@ -67,7 +67,7 @@ func (c *Core) planPrimary() {
 	}
 	switch r.State {
 	case StateTripping:
-		c.reply(StepTripping, func(a *Answer) { a.Drained, a.PeersBack = c.drained, c.peersBack() })
+		c.reply(StepTripping, func(a *Answer) { a.Drained, a.PeersBack = c.drained && c.allRepaired(), c.peersBack() })
 	case StateNormal:
 		if r.InSync {
 			c.serveInSync()
@@ -253,6 +253,16 @@ func (c *Core) repaired(id lockstep.NodeID, p *peer) bool {
 	}
 	c.job(id, p, JobRepair)
 	return false
+}
+
+// allRepaired: nothing is left that the life before may have left different.
+func (c *Core) allRepaired() bool {
+	for _, id := range c.peersOf(c.rec) {
+		if !c.repairFree && !c.peer(id).repaired {
+			return false
+		}
+	}
+	return true
 }
 
 // serveInSync brings every volume to two-sided whose secondary is there under its recorded boot

@@ -52,6 +52,7 @@ const (
 	CauseCopyAborted   Cause = "copy-aborted"   // a sync lost its link
 	CauseFailover      Cause = "failover"       // failed over; replication starts at reprotect
 	CauseNew           Cause = "new"            // never synchronized
+	CauseStore         Cause = "store-restored" // the store was restored from an older copy
 )
 
 // Replica is one node's copy of one volume.
@@ -107,6 +108,9 @@ type Record struct {
 	// Off names primary nodes that are powered off by an operator's or a fencing device's word, with
 	// the epoch at which that was said; void at any other: whoever is off may be switched on again.
 	Off map[lockstep.NodeID]lockstep.Epoch `json:"off,omitempty"`
+	// RecoveredAt is the epoch at which the record was lifted above what nodes report, after the store
+	// had been restored from an older copy; 0: never.
+	RecoveredAt lockstep.Epoch `json:"recovered_at,omitempty"`
 	// Accepted names primary nodes whose directory, another one than recorded, counts as the group's
 	// image by an operator's word, with that directory's instance id.
 	Accepted map[lockstep.NodeID]string `json:"accepted,omitempty"`

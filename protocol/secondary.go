@@ -3,7 +3,6 @@ package protocol
 import "github.com/lockstep-dr/lockstep"
 
 func (c *Core) planSecondary() {
-	c.dropOldAnnounces()
 	r := &c.rec
 	if c.mode != ModeRefused {
 		c.setMode(ModeRefused, c.elsewhere())
@@ -69,7 +68,7 @@ func (c *Core) adoptAnnounced() {
 func (c *Core) dropOldAnnounces() {
 	kept := c.announces[:0]
 	for _, a := range c.announces {
-		if a.rec.Epoch == c.rec.Epoch {
+		if a.rec.Epoch == c.rec.Epoch && c.behind == 0 {
 			kept = append(kept, a)
 			continue
 		}

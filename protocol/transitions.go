@@ -340,6 +340,33 @@ func (r Record) AcceptLost(node lockstep.NodeID) (Record, error) {
 	return n, nil
 }
 
+// Recovered is the record after the store was restored from an older copy. r is the newest that the
+// store or a node has, above the highest epoch that a node reports. confirmed: every node of the
+// group reports this very record, under its recorded boot id and directory; else it is not in sync,
+// for what was decided after it is not known.
+func (r Record) Recovered(above lockstep.Epoch, confirmed bool) Record {
+	n := r.next()
+	n.Epoch = max(r.Epoch, above) + 1
+	n.ContinueAt, n.RecoveredAt = 0, n.Epoch
+	if r.State == StateDeleted {
+		return n
+	}
+	n.State = StateNormal
+	n.Reason = "the store was restored from an older copy"
+	for i := range n.Members {
+		n.Members[i].ExtendBytes = 0
+	}
+	if confirmed && r.InSync && r.State == StateNormal {
+		n.commitInSync()
+		return n
+	}
+	n.InSync, n.Drained, n.Fenced, n.Cause = false, false, false, CauseStore
+	if r.InSyncEpoch == 0 {
+		n.Cause = CauseNew
+	}
+	return n
+}
+
 // RenewBoot records a primary node's new boot id after it took its regions back [F2], or, with
 // f5, after both sides rebooted and it keeps its own image by way of tripping [F5] [F18].
 func (r Record) RenewBoot(at lockstep.Epoch, node lockstep.NodeID, boot lockstep.BootID, instance string, f5 bool) (Record, error) {

@@ -216,8 +216,8 @@ func (h *Host) Groups() []lockstep.GroupID {
 }
 
 // OnRecord takes a record that was read from the store. atStart: by the first linearizable read
-// after the start of the process.
-func (h *Host) OnRecord(r protocol.Record, atStart bool) error {
+// after the start of the process; rewound: by a list that shows a store restored from an older copy.
+func (h *Host) OnRecord(r protocol.Record, atStart, rewound bool) error {
 	g := h.group(r.Group)
 	if g == nil {
 		ours := false
@@ -236,7 +236,7 @@ func (h *Host) OnRecord(r protocol.Record, atStart bool) error {
 		}
 		g = h.startGroup(r.Group, saved)
 	}
-	g.post(protocol.RecordRead{Record: r, FromStore: true, AtStart: atStart})
+	g.post(protocol.RecordRead{Record: r, FromStore: true, AtStart: atStart, Rewound: rewound})
 	return nil
 }
 

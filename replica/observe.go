@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
@@ -38,6 +39,26 @@ func (h *Host) Observe(id lockstep.GroupID) (store.GroupObserved, bool) {
 		o.Volumes[v.id] = rep
 		o.Serving = o.Serving && serving
 	}
+	return o, true
+}
+
+// ObserveSaved is Observe with what the node has persisted, for a recovery of the store.
+func (h *Host) ObserveSaved(id lockstep.GroupID, recovery string) (store.GroupObserved, bool) {
+	o, ok := h.Observe(id)
+	if !ok || recovery == "" {
+		return o, ok
+	}
+	view, ok := h.View(id)
+	if !ok {
+		return o, false
+	}
+	raw, err := json.Marshal(view.Saved.Record)
+	if err != nil {
+		h.log.Error("encode record", "group", id, "err", err)
+		return o, false
+	}
+	o.Epoch, o.Role = view.Saved.Record.Epoch, string(view.Saved.Role)
+	o.Recovery, o.Saved, o.BootID, o.Instance = recovery, raw, h.cfg.BootID, h.cfg.Instance
 	return o, true
 }
 

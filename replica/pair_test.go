@@ -44,7 +44,7 @@ func (m *memRecords) change(f func(protocol.Record) (protocol.Record, error)) er
 	hosts, rec := m.hosts, m.rec
 	m.mu.Unlock()
 	for _, h := range hosts {
-		err = errors.Join(err, h.OnRecord(rec.Clone(), false))
+		err = errors.Join(err, h.OnRecord(rec.Clone(), false, false))
 	}
 	return err
 }

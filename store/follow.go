@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -46,6 +48,9 @@ type Change[T any] struct {
 	CreateRev int64
 	Value     T
 	Err       error // for ChangeBad
+	// Rewound: the list that told this is of a lower revision than something told before: the store
+	// was restored from an older copy.
+	Rewound bool
 }
 
 // Bounds of the pause between two lists.
@@ -65,11 +70,19 @@ const (
 func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch []Change[T])) error {
 	known := map[string]int64{} // key to the ModRev that was told
 	failed := 0
+	var newest atomic.Int64 // revision seen
 	for {
 		kvs, rev, err := s.List(ctx, prefix)
 		if err == nil {
-			tell(diffList[T](known, kvs, rev))
-			if followWatch(ctx, s, prefix, rev, known, tell) {
+			batch := diffList[T](known, kvs, rev)
+			if rev < newest.Load() {
+				for i := range batch {
+					batch[i].Rewound = true
+				}
+			}
+			newest.Store(rev)
+			tell(batch)
+			if followWatch(ctx, s, prefix, &newest, known, tell) {
 				failed = 0
 			}
 		}
@@ -85,14 +98,41 @@ func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch 
 	}
 }
 
-// followWatch tells the changes after rev until the watch ends, and whether there were any.
-func followWatch[T any](ctx context.Context, s Store, prefix string, rev int64, known map[string]int64, tell func([]Change[T])) (told bool) {
+// rewindEvery is how often a follower looks whether the store's revision went back.
+const rewindEvery = 5 * time.Second
+
+// Rewinds calls stop when the store's revision is below newest: it was restored from an older copy,
+// and a watch from the newest revision would stay silent until that is reached again.
+func Rewinds(ctx context.Context, s Store, newest func() int64, stop func()) {
+	tick := time.NewTicker(rewindEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		seen := newest() // before the read, which is linearizable
+		if _, rev, err := s.List(ctx, KeyCluster); err == nil && rev < seen {
+			stop()
+			return
+		}
+	}
+}
+
+// followWatch tells the changes after the newest revision until the watch ends, and whether there
+// were any.
+func followWatch[T any](ctx context.Context, s Store, prefix string, newest *atomic.Int64, known map[string]int64, tell func([]Change[T])) (told bool) {
 	// The watch must not outlive this call, whatever ended it.
 	ctx, cancel := context.WithCancel(ctx)
+	var looks sync.WaitGroup
+	defer looks.Wait()
 	defer cancel()
-	for events := range s.Watch(ctx, prefix, rev) {
+	looks.Go(func() { Rewinds(ctx, s, newest.Load, cancel) })
+	for events := range s.Watch(ctx, prefix, newest.Load()) {
 		batch := make([]Change[T], 0, len(events))
 		for _, ev := range events {
+			newest.Store(max(newest.Load(), ev.ModRev))
 			if ev.Deleted {
 				delete(known, ev.Key)
 				batch = append(batch, Change[T]{Kind: ChangeDeleted, Key: ev.Key, ModRev: ev.ModRev})

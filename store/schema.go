@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
@@ -12,6 +13,7 @@ import (
 //	nodes/<node>                    Node, written by the node at start and when its facts change
 //	alive/node/<node>               Presence, tied to a store lease
 //	alive/controller/<id>           Presence of a controller
+//	recovery                        Recovery, the last one, written by controllers
 //	leader                          election of the controller that drives operations
 //	volumes/<volume>                Volume, desired state, written by controllers
 //	observed/volume/<volume>        VolumeObserved, written by the volume's node
@@ -26,6 +28,7 @@ import (
 const (
 	KeyCluster          = "cluster"
 	KeyLeader           = "leader"
+	KeyRecovery         = "recovery"
 	PrefixNodes         = "nodes/"
 	PrefixAliveNodes    = "alive/node/"
 	PrefixVolumes       = "volumes/"
@@ -211,6 +214,21 @@ type GroupObserved struct {
 	Volumes map[lockstep.VolumeID]ReplicaObserved `json:"volumes"`
 	Peers   map[lockstep.NodeID]PeerObserved      `json:"peers,omitempty"`
 	At      time.Time                             `json:"at"`
+	// Recovery answers the Recovery of that id, with what the node has persisted.
+	Recovery string          `json:"recovery,omitempty"`
+	Saved    json.RawMessage `json:"saved,omitempty"` // the persisted protocol.Record
+	BootID   lockstep.BootID `json:"boot_id,omitempty"`
+	Instance string          `json:"instance,omitempty"` // of the pool directory
+}
+
+// Recovery asks every node to report what it has persisted of each group, after the store was
+// restored from an older copy.
+type Recovery struct {
+	ID     string        `json:"id"`
+	By     string        `json:"by"`
+	Reason string        `json:"reason"`
+	Off    []lockstep.AZ `json:"off,omitempty"` // zones stated to be powered off
+	At     time.Time     `json:"at"`
 }
 
 // ReplicaObserved is one volume's part of a GroupObserved.

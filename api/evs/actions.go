@@ -164,6 +164,45 @@ func (a *api) history(w http.ResponseWriter, r *rest.Request) error {
 	return rest.WriteJSON(w, http.StatusOK, map[string]any{"history": out})
 }
 
+type recoveredView struct {
+	ID          string   `json:"id"`
+	Was         uint64   `json:"epoch_before"`
+	Epoch       uint64   `json:"epoch"`
+	Primary     string   `json:"priority_station"`
+	InSync      bool     `json:"in_sync"`
+	Unconfirmed []string `json:"unconfirmed"` // why it is not known to be in sync
+}
+
+// recoverStore is an extension: {"recovery": {"reason": "…", "off": ["az1"]}}, for the role admin.
+func (a *api) recoverStore(w http.ResponseWriter, r *rest.Request) error {
+	body, err := rest.ReadObject(r)
+	if err != nil {
+		return err
+	}
+	body.Only("recovery")
+	o := body.Object("recovery")
+	o.Only("reason", "off")
+	reason := o.String("reason")
+	var off []lockstep.AZ
+	if o.Has("off") {
+		for _, az := range o.Strings("off") {
+			off = append(off, lockstep.AZ(az))
+		}
+	}
+	if err := body.Err(); err != nil {
+		return err
+	}
+	done, err := a.svc.RecoverStore(r.Context(), r.Caller, off, reason)
+	if err != nil {
+		return err
+	}
+	groups := make([]recoveredView, 0, len(done.Groups))
+	for _, g := range done.Groups {
+		groups = append(groups, recoveredView{string(g.Group), uint64(g.Was), uint64(g.Epoch), string(g.Primary), g.InSync, append([]string{}, g.Unconfirmed...)})
+	}
+	return rest.WriteJSON(w, http.StatusOK, map[string]any{"groups": groups, "unknown_groups": append([]lockstep.GroupID{}, done.Unknown...)})
+}
+
 type nodeView struct {
 	ID         string  `json:"id"`
 	AZ         string  `json:"availability_zone"`

@@ -43,6 +43,7 @@ func Routes(svc control.Service) []rest.Route {
 	v2(http.MethodGet, groups+"/{id}/history", a.history)
 
 	v2(http.MethodGet, "/os-lockstep-nodes", a.nodes)
+	v2(http.MethodPost, "/os-lockstep-store-recovery", a.recoverStore)
 
 	for _, prefix := range []string{"/v2", "/v2.1"} {
 		add := under(prefix)

@@ -220,6 +220,7 @@ func TestCommandLine(t *testing.T) {
 		{"group", "sync", "h", "--timeout", "soon"},
 		{"group", "continue", "h"},
 		{"group", "confirm-node-off", "h", "--reason", "r"},
+		{"store", "recover", "--yes"},
 		{"group", "accept-lost-secondary", "h"},
 		{"group", "policy", "h", "lax"},
 		{"group", "create", "--pair", "p"},
