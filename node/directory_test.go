@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -165,4 +166,35 @@ func TestGroupDissolvedWhileANodeIsDown(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Goal: a synchronization whose recovery point would not fit is not begun, says so, and overwrites
+// nothing; it begins by itself when there is room.
+func TestNoRoomForTheRecoveryPoint(t *testing.T) {
+	c := newCluster(t, "a1", "b2")
+	c.app2()
+	c.active()
+	c.act(control.ActionStop)
+	c.await("available", "active-stopped", "0")
+	mib := bytes.Repeat([]byte{1}, 1<<20)
+	dev := c.dev(c.vols[0][0])
+	for off := int64(0); off < 8<<20; off += 1 << 20 {
+		if err := dev.WriteAt(t.Context(), mib, off, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := c.nodes["b2"]
+	total, free, err := b.fs.Space("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.fs.SetTotal(total - free + 4<<20)
+	c.act(control.ActionSync)
+	g := c.await("available", "inactive", "5")
+	if !strings.Contains(g.Reason, "recovery point: 16777216 bytes are known to differ") {
+		t.Errorf("reason %q", g.Reason)
+	}
+	b.fs.SetTotal(total)
+	c.await("available", "active", "0")
+	c.same()
 }

@@ -68,9 +68,10 @@ type peer struct {
 	announced  lockstep.Epoch // on this session
 	jobToken   uint64         // of the running job, 0: none
 	job        Job
-	repaired   bool // F9 repair done in this process life, and nothing since undid it
-	serving    bool // SetMode with its serving mode was emitted at this epoch and session
-	synced     bool // resync at zero on this session
+	repaired   bool   // F9 repair done in this process life, and nothing since undid it
+	serving    bool   // SetMode with its serving mode was emitted at this epoch and session
+	synced     bool   // resync at zero on this session
+	refused    string // why it does not take the record's epoch, if it said so
 	flushed    lockstep.BootID
 	flushInst  string
 	decided    bool // F2/F5

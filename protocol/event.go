@@ -130,7 +130,7 @@ func (c *Core) newEpoch() {
 	c.closing, c.flushing, c.flushed, c.reported = false, false, false, false
 	c.proposed, c.retryAt = 0, 0
 	for _, p := range c.peers {
-		p.announcing, p.announced = 0, 0
+		p.announcing, p.announced, p.refused = 0, 0, ""
 		p.serving, p.synced, p.decided, p.f5 = false, false, false, false
 		p.flushed, p.flushInst, p.jobToken = "", "", 0
 		if !p.up {
@@ -222,10 +222,11 @@ func (e Announced) apply(c *Core) {
 		return
 	}
 	p.announcing = 0
+	p.refused = ""
 	if e.OK {
 		p.announced = e.Epoch
 	} else {
-		c.why = e.Error
+		c.why, p.refused = e.Error, e.Error
 	}
 }
 

@@ -534,6 +534,8 @@ func (c *Core) silent(id lockstep.NodeID, s PeerSign) string {
 	p := c.peer(id)
 	late := func(since int64) bool { return c.now-max(since, c.adoptedAt) > c.cfg.TripAfterMs }
 	switch {
+	case !p.serving && p.jobToken == 0 && p.up && p.refused != "" && late(0):
+		return "it does not take part (" + p.refused + ")"
 	case !p.serving && p.jobToken == 0 && late(p.downSince):
 		return "no replication link"
 	case late(p.lastHeard):

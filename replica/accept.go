@@ -481,6 +481,9 @@ func (b *inbox) announced(ctx context.Context, c *inConn, h wire.Header, body []
 		delete(b.waiting, ask)
 		b.mu.Unlock()
 	}()
+	if r.State == protocol.StateCopying {
+		b.g.pointNeeds.Store(a.DirtyBytes)
+	}
 	b.g.post(protocol.AnnounceIn{Record: r, Conn: ask})
 	var out protocol.AnnounceOut
 	select {

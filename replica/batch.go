@@ -115,11 +115,35 @@ func (g *Group) durable(ctx context.Context, s protocol.Durable, result *protoco
 	case protocol.ClearMaps:
 		return g.each(func(v *Volume) error { return v.disk.ClearMaps() })
 	case protocol.SetPoint:
+		if err := g.roomForPoint(s); err != nil {
+			return err
+		}
 		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.SetPoint(s.Epoch, s.InSyncEpoch) })
 	case protocol.DropPoint:
 		return g.each(func(v *Volume) error { return v.disk.DropPoint() })
 	}
 	return fmt.Errorf("unknown durable step %T", s)
+}
+
+// roomForPoint looks whether what is known to differ would fit beside it: a synchronization that
+// fills the pool half-way helps nobody. One that goes on has its point, and what is left is its.
+func (g *Group) roomForPoint(s protocol.SetPoint) error {
+	fresh := false
+	for _, v := range g.volumes() {
+		epoch, ok := v.disk.Point()
+		fresh = fresh || !ok || epoch <= s.InSyncEpoch
+	}
+	if !fresh {
+		return nil
+	}
+	_, free, err := g.host.pool.Space()
+	if err != nil {
+		return err
+	}
+	if need := g.pointNeeds.Load(); need > free {
+		return fmt.Errorf("recovery point: %d bytes are known to differ, and the pool has %d bytes free: %w", need, free, lockstep.ErrNoSpace)
+	}
+	return nil
 }
 
 // eachOf is each for the volumes of the named pairs.

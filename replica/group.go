@@ -61,6 +61,8 @@ type Group struct {
 	asking     map[proposalKey]bool // proposals under way
 
 	in inbox // the secondary's side
+	// pointNeeds is the room that the recovery point of the newest announced copying epoch may need.
+	pointNeeds atomic.Int64
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -559,7 +561,13 @@ func (g *Group) announce(a protocol.Announce) {
 	raw, err := json.Marshal(a.Record)
 	if err == nil {
 		var body []byte
-		if body, err = json.Marshal(wire.Announce{Record: raw}); err == nil {
+		ask := wire.Announce{Record: raw}
+		if a.Record.State == protocol.StateCopying {
+			for _, v := range g.volumesAt(a.Peer) {
+				ask.DirtyBytes += v.disk.DirtyBytes()
+			}
+		}
+		if body, err = json.Marshal(ask); err == nil {
 			var r reply
 			if r, err = l.ask(g.ctx, wire.Header{Kind: wire.KindAnnounce, Epoch: a.Record.Epoch}, body); err == nil {
 				var answer wire.AnnounceReply

@@ -52,6 +52,9 @@ type HelloReply struct {
 // Announce tells a secondary an epoch with its record.
 type Announce struct {
 	Record json.RawMessage `json:"record"`
+	// DirtyBytes is, at a copying epoch, what the primary knows to differ at that secondary node: the
+	// room that a recovery point may need.
+	DirtyBytes int64 `json:"dirty_bytes,omitempty"`
 }
 
 // AnnounceReply answers when the epoch is persisted for the whole group on that node.
