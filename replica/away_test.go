@@ -56,3 +56,20 @@ func TestHeartbeatsCarryANewerRecord(t *testing.T) {
 		return view.Record.State == protocol.StateFailovering
 	})
 }
+
+// Goal: after an extension that was undone a volume outside every group is as large as it is said to
+// be, although its file is larger.
+func TestAnnouncedSizeIsNotTheFiles(t *testing.T) {
+	p := newPair(t)
+	v := p.a.Volume("va")
+	if err := v.disk.Grow(2 * testSize); err != nil {
+		t.Fatal(err)
+	}
+	v.size.Store(v.disk.Size()) // as after a restart
+	if err := p.a.GrowVolume("va", testSize); err != nil {
+		t.Fatal(err)
+	}
+	if v.Size() != testSize || v.FileSize() != 2*testSize {
+		t.Errorf("announced %d, file %d", v.Size(), v.FileSize())
+	}
+}

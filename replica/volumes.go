@@ -66,7 +66,7 @@ func (h *Host) GrowVolume(id lockstep.VolumeID, size int64) error {
 			return err
 		}
 	}
-	if h.ownerOf(id) == nil && size > v.size.Load() {
+	if h.ownerOf(id) == nil { // also less than the file has, after an extension that was undone
 		v.size.Store(size)
 	}
 	return nil
