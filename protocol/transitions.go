@@ -286,7 +286,8 @@ func (r Record) Continue() (Record, error) {
 	return n, nil
 }
 
-// ConfirmOff is the statement of an operator or a fencing device that a primary node is powered off:
+// ConfirmOff is the statement of an operator or a fencing device that a primary node's host is powered
+// off, so that it comes back under another boot id, and not without the store [F2]:
 // a trip, or the lease wait of a failover, need not wait for its word [F10]. The epoch stays.
 func (r Record) ConfirmOff(node lockstep.NodeID) (Record, error) {
 	if r.State != StateTripping && r.State != StateFailovering {

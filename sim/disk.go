@@ -91,6 +91,7 @@ type node struct {
 	id       lockstep.NodeID
 	az       lockstep.AZ
 	instance string
+	ranAs    int // boot of the last life of the process
 	boot     int
 	starts   uint64
 	vols     []*vol

@@ -72,6 +72,7 @@ func (n *node) startProcess() {
 	}
 	w := n.w
 	n.starts++
+	n.ranAs = n.boot
 	cfg := protocol.Config{
 		Node: n.id, AZ: n.az, BootID: n.bootID(), Instance: n.instance, Start: n.starts, TripAfterMs: tripAfterMs,
 	}

@@ -69,14 +69,15 @@ and a failover is refused until the group was synchronized again.`,
 		{
 			use: "confirm-node-off", short: "State that a primary node is powered off",
 			long: `While a stop or a failover waits for a primary node that does not answer, this
-statement says that the node is powered off: the stop ends without its word, and
+statement says that its host is powered off: the stop ends without its word, and
 a failover need not wait until the node's read lease has run out. It counts for
-the stop or failover under way only. Were the node still running, reads there
-could be stale and the secondary's image no consistent cut: cut the power first,
-or let a fencing device do it and then run this command. It is refused while the
-node is alive.`,
+the stop or failover under way only. A dead process is not enough: one that starts
+again on the same boot could go on with a secondary that heard of nothing. Were
+the node running, reads there could be stale and the secondary's image no
+consistent cut: cut the power first, or let a fencing device do it and then run
+this command. It is refused while the node is alive.`,
 			example: `lockstep group confirm-node-off shop --node az1-node-1 --reason "power cut at the PDU" --yes`,
-			node:    "the node that is powered off", title: "it is stated to be powered off.",
+			node:    "the node that is powered off", title: "its host is stated to be powered off.",
 			risk: "If it still runs, its clients may read old data and the secondary's image may be no consistent cut.",
 			say: func(ctx context.Context, c *client.Client, group, node, reason string) error {
 				return c.ConfirmNodeOff(ctx, group, node, reason)
