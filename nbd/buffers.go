@@ -31,6 +31,14 @@ func bufferClass(n int) int {
 	return max(0, bits.Len(uint(n-1))-minBufferShift)
 }
 
+// bufferBytes is the memory that a request with n bytes of data takes.
+func bufferBytes(n int) int64 {
+	if n == 0 {
+		return 0
+	}
+	return 1 << (minBufferShift + bufferClass(n))
+}
+
 // getBuffer returns a buffer of at least n bytes with unspecified content.
 func getBuffer(n int) *buffer {
 	class := bufferClass(n)

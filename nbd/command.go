@@ -81,14 +81,14 @@ func (t *transmission) verdict(q *request) (Errno, string) {
 	return 0, ""
 }
 
-// cost is the number of bytes that serving the request holds in memory.
+// memoryCost is the number of bytes that serving the request holds in memory.
 func (q *request) memoryCost() int64 {
 	if q.errno != 0 {
 		return 0
 	}
 	switch q.cmd {
 	case CmdRead, CmdWrite:
-		return int64(q.length)
+		return bufferBytes(int(q.length))
 	case CmdBlockStatus:
 		return statusCostBytes
 	case CmdCache:

@@ -81,7 +81,7 @@ func (c *conn) serve() {
 	c.log = c.log.With("volume", sel.name)
 	c.log.Debug("client connected", "structured", sel.structured, "read_only", sel.export.ReadOnly)
 	err = newTransmission(c, sel).run()
-	sel.release()
+	c.leave(sel)
 	c.logEnd("transmission", err)
 	if err == nil {
 		c.linger()
@@ -108,7 +108,7 @@ func (c *conn) handshake() (*selection, error) {
 	})
 	sel, err := newNegotiation(ctx, c).run()
 	if ctx.Err() != nil {
-		sel.release()
+		c.leave(sel)
 		return nil, errors.Join(errHandshakeEnded, err)
 	}
 	return sel, err

@@ -116,6 +116,7 @@ func (e *fuzzExports) Open(_ context.Context, name string) (Export, error) {
 func play(t *testing.T, input []byte) []byte {
 	e := &fuzzExports{t: t}
 	srv := &Server{Exports: e}
+	srv.prepare()
 	conn := &script{in: bytes.NewReader(input)}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

@@ -25,12 +25,18 @@ const (
 type selection struct {
 	name       string
 	export     Export
+	share      *share
 	structured bool
 	allocation bool // base:allocation was selected for this very export
 }
 
-func (s *selection) release() {
-	if s != nil && s.export.Release != nil {
+// leave gives the export back.
+func (c *conn) leave(s *selection) {
+	if s == nil {
+		return
+	}
+	c.srv.leave(s.name)
+	if s.export.Release != nil {
 		s.export.Release()
 	}
 }
@@ -59,7 +65,7 @@ func newNegotiation(ctx context.Context, c *conn) *negotiation {
 func (n *negotiation) run() (sel *selection, err error) {
 	defer func() {
 		if n.opened != nil && n.opened != sel {
-			n.opened.release()
+			n.leave(n.opened)
 		}
 	}()
 	if err := n.greet(); err != nil {
@@ -215,8 +221,8 @@ func (n *negotiation) open(name string) (*selection, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.opened.release()
-	n.opened = &selection{name: name, export: export}
+	n.leave(n.opened)
+	n.opened = &selection{name: name, export: export, share: n.srv.enter(name)}
 	return n.opened, nil
 }
 

@@ -16,8 +16,8 @@ const copyBytes = 1024
 // queue is bounded by the slots, which a request keeps until its reply is written.
 type output struct {
 	nc     net.Conn
-	done   func(n int, bytes int64) // called when n replies are written or dropped
-	failed func(error)              // called once, by the writer
+	done   func(n int, bytes, taken int64) // called when n replies are written or dropped
+	failed func(error)                     // called once, by the writer
 
 	mu      sync.Mutex // guards queue, writing
 	queue   []*request
@@ -67,13 +67,14 @@ func (o *output) write(batch []*request) {
 			o.failed(err)
 		}
 	}
-	var bytes int64
+	var bytes, taken int64
 	for i, q := range batch {
 		bytes += q.cost
+		taken += q.taken
 		q.free()
 		batch[i] = nil
 	}
-	o.done(len(batch), bytes)
+	o.done(len(batch), bytes, taken)
 }
 
 func (o *output) writeAll(batch []*request) error {

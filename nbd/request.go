@@ -24,6 +24,7 @@ type request struct {
 	buf   *buffer // pooled memory behind data and body, or nil
 	data  []byte  // payload of a WRITE
 	cost  int64   // bytes it occupies of Limits.Bytes
+	taken int64   // those of them that are of the server's budget: cost or nothing
 	began time.Time
 
 	// The reply: head[:headLen], then body.

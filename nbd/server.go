@@ -56,6 +56,7 @@ type Limits struct {
 	Connections      int           // at once; default 1024. Further ones are closed at once
 	Requests         int           // in flight per connection; default 128
 	Bytes            int64         // of request data in flight per connection; default 64 MiB, at least RequestBytes
+	Memory           int64         // bytes of request data in flight of all connections; default 1 GiB, at least MinMemory
 	RequestBytes     int           // of one READ or WRITE; default and most lockstep.MaxRequestBytes
 	HandshakeTimeout time.Duration // from accept to transmission; default 10 s
 	DrainTimeout     time.Duration // for requests in flight when a connection ends in good order; default 10 s
@@ -63,7 +64,7 @@ type Limits struct {
 }
 
 func (l Limits) withDefaults() Limits {
-	orDefault(&l.Connections, 1024)
+	orDefault(&l.Connections, defaultConnections)
 	orDefault(&l.Requests, 128)
 	orDefault(&l.Bytes, 64<<20)
 	orDefault(&l.RequestBytes, lockstep.MaxRequestBytes)
@@ -72,8 +73,19 @@ func (l Limits) withDefaults() Limits {
 	orDefault(&l.Options, 4096)
 	l.RequestBytes = min(l.RequestBytes, lockstep.MaxRequestBytes)
 	l.Bytes = max(l.Bytes, int64(l.RequestBytes))
+	orDefault(&l.Memory, 1<<30)
+	l.Memory = max(l.Memory, l.MinMemory())
 	return l
 }
+
+// MinMemory is the least that Memory can be: what is set aside for each connection, and one request.
+func (l Limits) MinMemory() int64 {
+	orDefault(&l.Connections, defaultConnections)
+	orDefault(&l.RequestBytes, lockstep.MaxRequestBytes)
+	return int64(l.Connections)*ownBytes + bufferBytes(min(l.RequestBytes, lockstep.MaxRequestBytes))
+}
+
+const defaultConnections = 1024
 
 func orDefault[T int | int64 | time.Duration](v *T, d T) {
 	if *v <= 0 {
@@ -101,7 +113,9 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	closed    bool
-	idle      chan struct{} // not nil while Shutdown waits; closed when conns is empty
+	exports   map[string]*share // those that connections have open
+	budget    *budget           // set by the first Serve and not changed
+	idle      chan struct{}     // not nil while Shutdown waits; closed when conns is empty
 }
 
 // Serve accepts connections from ln until ctx ends or Shutdown is called, and closes ln. It returns
@@ -226,12 +240,21 @@ func (s *Server) addListener(ln net.Listener) bool {
 	if s.closed {
 		return false
 	}
-	if s.listeners == nil {
-		s.listeners = make(map[net.Listener]struct{})
-		s.conns = make(map[*conn]struct{})
-	}
+	s.prepare()
 	s.listeners[ln] = struct{}{}
 	return true
+}
+
+// prepare makes what the first Serve needs. It is called with mu held.
+func (s *Server) prepare() {
+	if s.listeners != nil {
+		return
+	}
+	s.listeners = make(map[net.Listener]struct{})
+	s.conns = make(map[*conn]struct{})
+	s.exports = make(map[string]*share)
+	limits := s.Limits.withDefaults()
+	s.budget = &budget{size: limits.Memory - int64(limits.Connections)*ownBytes}
 }
 
 func (s *Server) removeListener(ln net.Listener) {
@@ -263,5 +286,28 @@ func (s *Server) removeConn(c *conn) {
 	delete(s.conns, c)
 	if s.idle != nil && len(s.conns) == 0 {
 		close(s.idle)
+	}
+}
+
+// enter notes that a connection has opened an export; leave must follow.
+func (s *Server) enter(name string) *share {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.exports[name]
+	if e == nil {
+		e = &share{}
+		s.exports[name] = e
+	}
+	e.conns++
+	return e
+}
+
+// leave notes that a connection no longer uses an export. None of its requests holds memory then.
+func (s *Server) leave(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.exports[name]
+	if e.conns--; e.conns == 0 {
+		delete(s.exports, name)
 	}
 }

@@ -50,6 +50,9 @@ type transmission struct {
 	slotMu   sync.Mutex
 	requests int
 	bytes    int64
+	own      int64         // those of bytes that are of the connection's own, at most ownBytes
+	claim    claim         // on the server's budget, of the request that the reader has read
+	claiming bool          // claim is queued or granted
 	waiting  bool          // the reader waits for room
 	room     chan struct{} // capacity 1: tells the waiting reader; one token is enough for one waiter
 	drained  chan struct{} // not nil while drain waits; closed when requests is zero
@@ -66,6 +69,7 @@ func newTransmission(c *conn, sel *selection) *transmission {
 		readEnd: make(chan struct{}),
 		room:    make(chan struct{}, 1),
 	}
+	t.claim = claim{share: sel.share, ready: t.room}
 	t.out = output{nc: c.nc, done: t.release, failed: t.writeFailed}
 	if c.srv.Metrics != nil {
 		t.metrics = c.srv.Metrics.Export(sel.name)
@@ -245,13 +249,13 @@ func (t *transmission) next() (*request, error) {
 	}
 	t.check(q)
 	q.cost = q.memoryCost()
-	if err := t.acquire(q.cost); err != nil {
+	if err := t.acquire(q); err != nil {
 		q.free()
 		return nil, err
 	}
 	if q.cmd == CmdWrite {
 		if err := t.readPayload(q); err != nil {
-			t.release(1, q.cost)
+			t.release(1, q.cost, q.taken)
 			q.free()
 			return nil, err
 		}
@@ -285,22 +289,54 @@ func (t *transmission) readPayload(q *request) error {
 	return nil
 }
 
-// acquire waits until a request that holds cost bytes has room. Only the reader calls it.
-func (t *transmission) acquire(cost int64) error {
+// acquire waits until a request has room for all that it costs. Only the reader calls it.
+func (t *transmission) acquire(q *request) error {
 	t.slotMu.Lock()
-	for t.requests > 0 && (t.requests >= t.limits.Requests || t.bytes+cost > t.limits.Bytes) {
+	for !t.admit(q) {
 		t.waiting = true
 		t.slotMu.Unlock()
-		if err := t.awaitRoom(); err != nil {
+		err := t.awaitRoom()
+		t.slotMu.Lock()
+		if err != nil {
+			t.withdraw()
+			t.slotMu.Unlock()
 			return err
 		}
-		t.slotMu.Lock()
 	}
 	t.waiting = false
-	t.requests++
-	t.bytes += cost
 	t.slotMu.Unlock()
 	return nil
+}
+
+// admit takes a slot, and q.cost from the connection's own bytes or else from the server's budget.
+// When there is no room, a token in the channel room says when to try again: a slot or own bytes
+// came back, or the budget granted the claim. It is called with slotMu held.
+func (t *transmission) admit(q *request) bool {
+	if t.requests > 0 && (t.requests >= t.limits.Requests || t.bytes+q.cost > t.limits.Bytes) {
+		return false
+	}
+	switch {
+	case t.own+q.cost <= ownBytes:
+		t.withdraw()
+		t.own += q.cost
+	case t.srv.budget.take(&t.claim, q.cost):
+		t.claiming = false
+		q.taken = q.cost
+	default:
+		t.claiming = true
+		return false
+	}
+	t.requests++
+	t.bytes += q.cost
+	return true
+}
+
+// withdraw gives up the claim, if there is one. It is called with slotMu held.
+func (t *transmission) withdraw() {
+	if t.claiming {
+		t.srv.budget.cancel(&t.claim)
+		t.claiming = false
+	}
 }
 
 // awaitRoom waits for a token in room. While it waits nobody reads, so the loss of the client is
@@ -325,11 +361,16 @@ func (t *transmission) awaitRoom() error {
 	}
 }
 
-// release frees the slots of n answered requests that held bytes in all.
-func (t *transmission) release(n int, bytes int64) {
+// release frees the slots of n answered requests that held bytes in all, of which taken were of the
+// server's budget.
+func (t *transmission) release(n int, bytes, taken int64) {
+	if taken > 0 {
+		t.srv.budget.release(t.sel.share, taken)
+	}
 	t.slotMu.Lock()
 	t.requests -= n
 	t.bytes -= bytes
+	t.own -= bytes - taken
 	wake := t.waiting
 	t.waiting = false
 	t.noteDrained()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/disk/vfs"
+	"github.com/lockstep-dr/lockstep/nbd"
 )
 
 // minIntentLimitMiB is some ten times what one cold mark of the write-intent log sets.
@@ -36,6 +37,7 @@ type Config struct {
 	Heartbeat      time.Duration `yaml:"heartbeat"`        // default 200ms
 	FlushEvery     time.Duration `yaml:"flush_every"`      // background flush, default 1s
 	IntentLimitMiB int64         `yaml:"intent_limit_mib"` // most that the write-intent log of a volume marks in sync, default 4096
+	NBDMemoryMiB   int64         `yaml:"nbd_memory_mib"`   // most that requests of NBD clients hold in memory, default 1024
 
 	fs      vfs.FS      // nil: the operating system's; tests break it
 	hostID  string      // "": /etc/machine-id
@@ -56,6 +58,9 @@ func (c Config) WithDefaults() Config {
 	def(&c.FlushEvery, time.Second)
 	if c.IntentLimitMiB == 0 {
 		c.IntentLimitMiB = 4096
+	}
+	if c.NBDMemoryMiB == 0 {
+		c.NBDMemoryMiB = 1024
 	}
 	if c.Replicate == "" {
 		c.Replicate = "127.0.0.1:0"
@@ -91,6 +96,9 @@ func (c Config) Validate() error {
 	}
 	if c.IntentLimitMiB < minIntentLimitMiB {
 		errs = append(errs, fmt.Errorf("intent_limit_mib: %d is too little, at least %d are needed", c.IntentLimitMiB, minIntentLimitMiB))
+	}
+	if least := (nbd.Limits{}.MinMemory() + 1<<20 - 1) >> 20; c.NBDMemoryMiB < least || c.NBDMemoryMiB > 1<<30 {
+		errs = append(errs, fmt.Errorf("nbd_memory_mib: %d must be at least %d, and at most %d", c.NBDMemoryMiB, least, 1<<30))
 	}
 	return errors.Join(errs...)
 }

@@ -123,7 +123,10 @@ func (n *Node) serve(ctx context.Context, boot lockstep.BootID) error {
 		n.self.Replicate = repl.Addr().String()
 	}
 	reg, health := newMetrics(n)
-	server := &nbd.Server{Exports: exports{n}, Logger: n.log, Metrics: nbd.NewPrometheusMetrics(reg)}
+	server := &nbd.Server{
+		Exports: exports{n}, Logger: n.log, Metrics: nbd.NewPrometheusMetrics(reg),
+		Limits: nbd.Limits{Memory: n.cfg.NBDMemoryMiB << 20},
+	}
 	listeners, err := n.listenNBD()
 	if err != nil {
 		return err

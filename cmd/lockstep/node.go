@@ -37,6 +37,7 @@ var nodeHelp = map[string]string{
 	"heartbeat":        "pause between two heartbeats",
 	"flush_every":      "pause between two background flushes",
 	"intent_limit_mib": "most MiB of a volume that its write-intent log marks while in sync",
+	"nbd_memory_mib":   "most MiB that requests of NBD clients hold in memory, all together",
 	"log_level":        "debug, info, warn or error",
 	"log_format":       "text or json",
 }
