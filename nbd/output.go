@@ -2,9 +2,12 @@ package nbd
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
+	"os"
 	"runtime"
 	"sync"
+	"time"
 )
 
 // copyBytes is the longest reply body that is copied behind its header; a longer one is written
@@ -16,6 +19,7 @@ const copyBytes = 1024
 // queue is bounded by the slots, which a request keeps until its reply is written.
 type output struct {
 	nc     net.Conn
+	stall  time.Duration                   // without progress ends it
 	done   func(n int, bytes, taken int64) // called when n replies are written or dropped
 	failed func(error)                     // called once, by the writer
 
@@ -29,6 +33,7 @@ type output struct {
 	pieces net.Buffers // what is written: slices of small, and long bodies
 	send   net.Buffers // the same, consumed by WriteTo
 	broken bool
+	until  time.Time // the deadline that is set
 }
 
 // add queues a finished request and writes unless somebody else is. gather says that further
@@ -92,14 +97,40 @@ func (o *output) writeAll(batch []*request) error {
 		pieces = append(pieces, small[start:])
 	}
 	o.small, o.pieces = small, pieces
-	if len(pieces) == 1 {
-		_, err := o.nc.Write(pieces[0])
-		return err
-	}
-	o.send = pieces
-	_, err := o.send.WriteTo(o.nc)
+	err := o.writePieces(pieces)
 	clear(o.pieces) // bodies go back to their pools
 	return err
+}
+
+// writePieces writes until all is written or the client has taken nothing for the time stall.
+//
+// A deadline covers a whole write, but what counts is progress: a write that ran into its deadline
+// goes on if it had made some. The deadline is moved only when less than stall is left of it, so
+// most writes cost no more than a look at the clock.
+func (o *output) writePieces(pieces net.Buffers) error {
+	for {
+		if now := time.Now(); o.until.Sub(now) < o.stall {
+			o.until = now.Add(o.stall + o.stall/4)
+			if err := o.nc.SetWriteDeadline(o.until); err != nil {
+				return err
+			}
+		}
+		var n int64
+		var err error
+		if len(pieces) == 1 { // the short way
+			var m int
+			m, err = o.nc.Write(pieces[0])
+			pieces[0] = pieces[0][m:]
+			n = int64(m)
+		} else {
+			o.send = pieces
+			n, err = o.send.WriteTo(o.nc)
+			pieces = o.send // what is left
+		}
+		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
 }
 
 // requestMagicOK checks the first field of a request header.

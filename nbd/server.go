@@ -11,7 +11,10 @@
 //	socket <- output.go (queued replies, one writev per batch)        <-
 //
 // Everything a client can make the server hold is bounded by Limits: the time and size of the
-// handshake, connections, requests and bytes in flight. Beyond a bound the next request is not read.
+// handshake, connections, requests and bytes in flight, of a connection and of all (budget.go).
+// Beyond a bound the next request is not read. A client that keeps its requests' memory by taking no
+// replies, or by not sending the data it announced, is dropped in time. A device may take as long as
+// it likes.
 package nbd
 
 import (
@@ -59,6 +62,7 @@ type Limits struct {
 	Memory           int64         // bytes of request data in flight of all connections; default 1 GiB, at least MinMemory
 	RequestBytes     int           // of one READ or WRITE; default and most lockstep.MaxRequestBytes
 	HandshakeTimeout time.Duration // from accept to transmission; default 10 s
+	StallTimeout     time.Duration // without progress of a reply or of a request's data ends the connection, at most 2.5 times that; default 60 s
 	DrainTimeout     time.Duration // for requests in flight when a connection ends in good order; default 10 s
 	Options          int           // per handshake; default 4096
 }
@@ -69,6 +73,7 @@ func (l Limits) withDefaults() Limits {
 	orDefault(&l.Bytes, 64<<20)
 	orDefault(&l.RequestBytes, lockstep.MaxRequestBytes)
 	orDefault(&l.HandshakeTimeout, 10*time.Second)
+	orDefault(&l.StallTimeout, 60*time.Second)
 	orDefault(&l.DrainTimeout, 10*time.Second)
 	orDefault(&l.Options, 4096)
 	l.RequestBytes = min(l.RequestBytes, lockstep.MaxRequestBytes)

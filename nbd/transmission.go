@@ -21,6 +21,9 @@ const (
 	hangupPatience = 4
 )
 
+// errStalled is a client that keeps memory and makes no progress.
+var errStalled = errors.New("no progress")
+
 // errDisconnect is the client's NBD_CMD_DISC.
 var errDisconnect = errors.New("client disconnected in good order")
 
@@ -32,6 +35,7 @@ type transmission struct {
 	out     output
 
 	refusing    atomic.Bool // new requests get ESHUTDOWN
+	stopRead    atomic.Bool // the reader is to end: no read deadline but one in the past may be set
 	executing   atomic.Int32
 	deviceError sync.Once // logs the first error of the device
 	workers     sync.WaitGroup
@@ -70,7 +74,7 @@ func newTransmission(c *conn, sel *selection) *transmission {
 		room:    make(chan struct{}, 1),
 	}
 	t.claim = claim{share: sel.share, ready: t.room}
-	t.out = output{nc: c.nc, done: t.release, failed: t.writeFailed}
+	t.out = output{nc: c.nc, stall: c.limits.StallTimeout, done: t.release, failed: t.writeFailed}
 	if c.srv.Metrics != nil {
 		t.metrics = c.srv.Metrics.Export(sel.name)
 	}
@@ -139,7 +143,8 @@ func (t *transmission) refuse() {
 	case <-time.After(t.limits.DrainTimeout):
 	}
 	// The reader reports the deadline as its end.
-	if err := t.nc.SetReadDeadline(time.Unix(1, 0)); err != nil {
+	t.stopRead.Store(true)
+	if err := t.nc.SetReadDeadline(longAgo); err != nil {
 		t.drop()
 	}
 	select {
@@ -276,18 +281,59 @@ func (t *transmission) readPayload(q *request) error {
 	case q.errno == 0:
 		q.buf = getBuffer(int(n))
 		q.data = q.buf.b[:n]
-		if _, err := io.ReadFull(t.r, q.data); err != nil {
+		if err := t.readProgress(int(n), func(done int) (int, error) { return io.ReadFull(t.r, q.data[done:]) }); err != nil {
 			return fmt.Errorf("read data of a write: %w", err)
 		}
 		return nil
 	case n > 2*int64(t.limits.RequestBytes):
 		return fmt.Errorf("write of %d bytes, the announced maximum is %d", n, t.limits.RequestBytes)
 	}
-	if _, err := t.r.Discard(int(n)); err != nil {
+	if err := t.readProgress(int(n), func(done int) (int, error) { return t.r.Discard(int(n) - done) }); err != nil {
 		return fmt.Errorf("skip data of a write: %w", err)
 	}
 	return nil
 }
+
+// readProgress reads n bytes by read, which is told how many there were already, until there are n
+// or none has come for the time limits.StallTimeout. Data that came with its request needs no
+// deadline, which is the rule for small requests. As for replies, a deadline that passes is set anew
+// if there was progress meanwhile.
+func (t *transmission) readProgress(n int, read func(done int) (int, error)) error {
+	if t.r.Buffered() >= n {
+		_, err := read(0)
+		return err
+	}
+	for done := 0; ; {
+		if err := t.setReadDeadline(time.Now().Add(t.limits.StallTimeout)); err != nil {
+			return err
+		}
+		m, err := read(done)
+		done += m
+		switch {
+		case err == nil:
+			return t.setReadDeadline(time.Time{}) // for the next request the client may take its time
+		case t.stopRead.Load() || !errors.Is(err, os.ErrDeadlineExceeded):
+			return err
+		case m == 0:
+			return fmt.Errorf("%w: %d of %d bytes in time", errStalled, done, n)
+		}
+	}
+}
+
+// setReadDeadline sets a deadline unless refuse has set the one that ends the reader, or does so at
+// this moment.
+func (t *transmission) setReadDeadline(at time.Time) error {
+	if err := t.nc.SetReadDeadline(at); err != nil {
+		return err
+	}
+	if t.stopRead.Load() {
+		return t.nc.SetReadDeadline(longAgo)
+	}
+	return nil
+}
+
+// longAgo is the deadline that ends reads at once.
+var longAgo = time.Unix(1, 0)
 
 // acquire waits until a request has room for all that it costs. Only the reader calls it.
 func (t *transmission) acquire(q *request) error {
@@ -403,7 +449,11 @@ func (t *transmission) noteDrained() {
 
 // writeFailed is called by the writer when the connection cannot be written to any more.
 func (t *transmission) writeFailed(err error) {
-	t.log.Debug("write replies", "error", err)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.log.Warn("the client takes no replies", "waited", t.limits.StallTimeout)
+	} else {
+		t.log.Debug("write replies", "error", err)
+	}
 	t.roleMu.Lock()
 	leaving := t.ended && errors.Is(t.endErr, errDisconnect)
 	t.roleMu.Unlock()
