@@ -39,6 +39,8 @@ type share struct {
 	held    int64  // guarded by budget.mu
 	waiting int    // claims in the queue; guarded by budget.mu
 	blocked uint64 // the last pass that left a claim of this export waiting; guarded by budget.mu
+
+	caching chan struct{} // capacity 1: full while a step of a CACHE is under way
 }
 
 // claim is one request's place in the queue.

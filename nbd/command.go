@@ -1,17 +1,20 @@
 package nbd
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/lockstep-dr/lockstep/block"
 )
 
 const (
-	// cachePieceBytes is how much a CACHE request reads at a time.
-	cachePieceBytes = 256 << 10
+	// cacheStepBytes is how much a CACHE request reads at a time, and holds in memory.
+	cacheStepBytes = 1 << 20
 	// statusRangeBytes and statusMaxExtents bound what one BLOCK_STATUS asks of the device and
 	// sends. The protocol lets a server answer for less than was asked; the client asks on.
 	statusRangeBytes = 1 << 30
@@ -91,10 +94,8 @@ func (q *request) memoryCost() int64 {
 		return bufferBytes(int(q.length))
 	case CmdBlockStatus:
 		return statusCostBytes
-	case CmdCache:
-		return cachePieceBytes
 	default:
-		return 0
+		return 0 // a CACHE takes what it needs step by step
 	}
 }
 
@@ -104,7 +105,7 @@ func (t *transmission) execute(q *request) {
 	if errno == 0 {
 		if err := t.command(q); err != nil {
 			errno, text = errnoOf(q.cmd, err), err.Error()
-			if t.ctx.Err() == nil { // else it was given up, which is no fault of the device
+			if t.ctx.Err() == nil && !errors.Is(err, errGivenUp) { // else it was given up, which is no fault of the device
 				t.deviceError.Do(func() {
 					t.log.Warn("request failed; further ones of this connection are only counted",
 						"op", commandNames[q.metricCmd()], "offset", q.off, "length", q.length, "errno", errno, "error", err)
@@ -184,17 +185,75 @@ func (t *transmission) read(q *request) error {
 	return nil
 }
 
-// cache reads the range for nothing, which brings it into the page cache.
+// cache reads the range for nothing, which brings it into the page cache. Its only use is speed, so it
+// gives way: a connection has one CACHE under way at a time, an export one step, and between steps
+// whoever waits for the budget comes first. It is given up as soon as nothing more is to be read
+// from the client, which covers its loss and a closing export.
 func (t *transmission) cache(off, length int64) error {
-	buf := getBuffer(cachePieceBytes)
-	defer putBuffer(buf)
+	if err := t.turn(t.caching); err != nil {
+		return err
+	}
+	defer func() { <-t.caching }()
 	for length > 0 {
-		n := min(length, cachePieceBytes)
-		if err := t.sel.export.Device.ReadAt(t.ctx, buf.b[:n], off); err != nil {
+		if err := t.turn(t.sel.share.caching); err != nil {
 			return err
 		}
-		if err := t.ctx.Err(); err != nil {
+		n := min(length, cacheStepBytes)
+		err := t.cacheStep(off, n)
+		<-t.sel.share.caching
+		if err != nil {
 			return err
+		}
+		off, length = off+n, length-n
+	}
+	return nil
+}
+
+// turn waits for the place in a channel of capacity 1. It fails when the connection ends.
+func (t *transmission) turn(place chan struct{}) error {
+	select {
+	case place <- struct{}{}:
+	case <-t.readEnd:
+		return errGivenUp
+	case <-t.ctx.Done():
+		return errGivenUp
+	}
+	select {
+	case <-t.readEnd:
+	default:
+		if !t.refusing.Load() {
+			return nil
+		}
+	}
+	<-place
+	return errGivenUp
+}
+
+// errGivenUp is the answer to a CACHE that ended early; nobody waits for it as a rule.
+var errGivenUp = fmt.Errorf("given up, the connection ends: %w", context.Canceled)
+
+// cacheStep reads what is allocated of a range of at most cacheStepBytes.
+func (t *transmission) cacheStep(off, length int64) error {
+	dev := t.sel.export.Device
+	list, err := dev.Extents(t.ctx, off, length)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(list, func(e block.ExtentState) bool { return !e.Hole }) {
+		return nil
+	}
+	if err := t.srv.budget.wait(t.ctx, t.sel.share, cacheStepBytes); err != nil {
+		return err
+	}
+	defer t.srv.budget.release(t.sel.share, cacheStepBytes)
+	buf := getBuffer(cacheStepBytes)
+	defer putBuffer(buf)
+	for _, e := range list {
+		n := min(e.Len, length)
+		if !e.Hole {
+			if err := dev.ReadAt(t.ctx, buf.b[:n], off); err != nil {
+				return err
+			}
 		}
 		off, length = off+n, length-n
 	}

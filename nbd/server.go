@@ -300,7 +300,7 @@ func (s *Server) enter(name string) *share {
 	defer s.mu.Unlock()
 	e := s.exports[name]
 	if e == nil {
-		e = &share{}
+		e = &share{caching: make(chan struct{}, 1)}
 		s.exports[name] = e
 	}
 	e.conns++

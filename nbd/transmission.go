@@ -37,7 +37,8 @@ type transmission struct {
 	refusing    atomic.Bool // new requests get ESHUTDOWN
 	stopRead    atomic.Bool // the reader is to end: no read deadline but one in the past may be set
 	executing   atomic.Int32
-	deviceError sync.Once // logs the first error of the device
+	caching     chan struct{} // capacity 1: full while a CACHE is under way
+	deviceError sync.Once     // logs the first error of the device
 	workers     sync.WaitGroup
 
 	// The reader's role. roleMu guards the fields below it; the reader itself, that is c.r, belongs
@@ -72,6 +73,7 @@ func newTransmission(c *conn, sel *selection) *transmission {
 		conn: c, sel: sel,
 		readEnd: make(chan struct{}),
 		room:    make(chan struct{}, 1),
+		caching: make(chan struct{}, 1),
 	}
 	t.claim = claim{share: sel.share, ready: t.room}
 	t.out = output{nc: c.nc, stall: c.limits.StallTimeout, done: t.release, failed: t.writeFailed}

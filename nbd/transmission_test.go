@@ -52,8 +52,8 @@ func TestCommands(t *testing.T) {
 		c.expectData(4095, make([]byte, len(data)))
 		reads := dev.Calls(block.OpRead)
 		c.expect(0, CmdCache, 0, 10, 1<<20, nil)
-		if n := dev.Calls(block.OpRead) - reads; n != 4 {
-			c.Fatalf("caching 1 MiB took %d reads", n)
+		if n := dev.Calls(block.OpRead) - reads; n != 0 {
+			c.Fatalf("caching a hole took %d reads", n)
 		}
 		// The largest request, and one that touches the last byte.
 		big := bytes.Repeat([]byte{0xAB}, lockstep.MaxRequestBytes)
