@@ -15,7 +15,8 @@ import (
 // readBufferBytes is the size of a connection's read buffer; 64 KiB measured better than 32 and 256.
 const readBufferBytes = 64 << 10
 
-// conn is one client from accept to close. Its fields are set before serve and not changed.
+// conn is one client from accept to close. Its fields are set before serve and not changed, but for
+// those that say so.
 type conn struct {
 	srv    *Server
 	nc     net.Conn
@@ -26,6 +27,9 @@ type conn struct {
 	// ctx is that of every device call of the connection; it ends when the client is lost.
 	ctx    context.Context
 	cancel context.CancelFunc
+
+	accepted    time.Time
+	negotiating bool // guarded by Server.mu
 
 	stopOnce sync.Once
 	stopping chan struct{} // closed by stop
@@ -41,6 +45,7 @@ func newConn(ctx context.Context, s *Server, nc net.Conn, limits Limits) *conn {
 		srv: s, nc: nc, limits: limits,
 		log:      s.logger().With("remote", remoteName(nc)),
 		r:        bufio.NewReaderSize(nc, readBufferBytes),
+		accepted: time.Now(),
 		stopping: make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(ctx)
@@ -74,6 +79,7 @@ func (c *conn) serve() {
 	defer context.AfterFunc(c.ctx, c.drop)()
 
 	sel, err := c.handshake()
+	c.srv.endHandshake(c)
 	if err != nil || sel == nil {
 		c.logEnd("handshake", err)
 		return

@@ -221,8 +221,18 @@ func (n *negotiation) open(name string) (*selection, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.leave(n.opened)
-	n.opened = &selection{name: name, export: export, share: n.srv.enter(name)}
+	n.leave(n.opened) // first, so that a client that changes its mind needs no second place
+	n.opened = nil
+	// After Open: that an export is not served here says more than that there is no place for it.
+	share, err := n.srv.enter(name, n.limits)
+	if err != nil {
+		if export.Release != nil {
+			export.Release()
+		}
+		n.log.Warn("connection refused", "volume", name, "reason", err)
+		return nil, err
+	}
+	n.opened = &selection{name: name, export: export, share: share}
 	return n.opened, nil
 }
 

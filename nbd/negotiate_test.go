@@ -291,7 +291,12 @@ func TestTooManyConnections(t *testing.T) {
 		c.optGo("v")
 		all = append(all, c)
 	}
-	s.dial(t).expectClosed()
+	late := s.connect(t)
+	if r := late.expectFinal(OptGo, goData("v"), RepErrPolicy); !strings.Contains(string(r.data), "3 connections") {
+		t.Fatalf("refused by %q", r.data)
+	}
+	late.write(u64(MagicOption), u32(OptExportName), u32(1), []byte("v")) // has no error reply
+	late.expectClosed()
 	for _, c := range all {
 		c.expect(0, CmdFlush, 0, 0, 0, nil)
 	}
@@ -300,6 +305,73 @@ func TestTooManyConnections(t *testing.T) {
 	c := s.connect(t)
 	c.optGo("v")
 	c.expect(0, CmdFlush, 0, 0, 0, nil)
+}
+
+// One export cannot take all connections; those in negotiation count as well, and once only.
+func TestTooManyConnectionsOfAnExport(t *testing.T) {
+	opened, released := make(chan string, 100), make(chan string, 100)
+	s := newTestServer(t, &Server{Exports: &countingExports{opened: opened, released: released}, Limits: Limits{Connections: 4, PerExport: 2}}, "unix")
+	asking, using := s.connect(t), s.connect(t)
+	for range 3 {
+		asking.option(OptInfo, goData("v"))
+	}
+	using.optGo("v")
+	late := s.connect(t)
+	if r := late.expectFinal(OptGo, goData("v"), RepErrPolicy); !strings.Contains(string(r.data), "2 connections") {
+		t.Fatalf("refused by %q", r.data)
+	}
+	if n := len(opened) - len(released); n != 2 {
+		t.Fatalf("%d are open", n)
+	}
+	late.optGo("w")
+	other := s.connect(t)
+	other.optGo("w")
+	// All four places are taken. One that has a place may change to another export with it.
+	asking.expectFinal(OptGo, goData("w"), RepErrPolicy)
+	asking.optGo("x")
+	s.connect(t).expectFinal(OptInfo, goData("y"), RepErrPolicy)
+	for _, c := range []*client{asking, using, late, other} {
+		c.expect(0, CmdFlush, 0, 0, 0, nil)
+		_ = c.nc.Close()
+	}
+	eventually(t, "all places are free", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.opened == 0 && len(s.exports) == 0
+	})
+}
+
+// Connections that only connect take no place of those that use an export, and the oldest of them
+// makes room for a new one.
+func TestTooManyHandshakes(t *testing.T) {
+	s := newTestServer(t, &Server{
+		Exports: testExports{"v": {Device: newVolume()}},
+		Limits:  Limits{Connections: 2, Handshakes: 2, HandshakeTimeout: 5 * time.Second},
+	}, "unix")
+	var idle []*client
+	for range 2 {
+		idle = append(idle, s.connect(t))
+	}
+	s.dial(t).expectClosed() // a rush
+	time.Sleep(600 * time.Millisecond)
+	for range 2 {
+		c := s.connect(t)
+		c.optGo("v")
+		defer c.expect(0, CmdFlush, 0, 0, 0, nil)
+	}
+	idle[0].expectClosed()
+	eventually(t, "one negotiates", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.handshakes == 1 && s.opened == 2
+	})
+	idle[1].expectFinal(OptGo, goData("v"), RepErrPolicy)
+	idle[1].option(OptAbort, nil)
+	eventually(t, "none negotiates", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.handshakes == 0
+	})
 }
 
 // Every export that is opened is released exactly once, however the connection ends.

@@ -56,7 +56,9 @@ type Export struct {
 
 // Limits bound what clients can make the server hold. A zero field means its default.
 type Limits struct {
-	Connections      int           // at once; default 1024. Further ones are closed at once
+	Connections      int           // that have an export open, at once; default 1024. Further ones are refused by name
+	PerExport        int           // of those for one export; default 128
+	Handshakes       int           // connections in negotiation, at once; default 256. See addConn
 	Requests         int           // in flight per connection; default 128
 	Bytes            int64         // of request data in flight per connection; default 64 MiB, at least RequestBytes
 	Memory           int64         // bytes of request data in flight of all connections; default 1 GiB, at least MinMemory
@@ -69,6 +71,8 @@ type Limits struct {
 
 func (l Limits) withDefaults() Limits {
 	orDefault(&l.Connections, defaultConnections)
+	orDefault(&l.PerExport, 128)
+	orDefault(&l.Handshakes, 256)
 	orDefault(&l.Requests, 128)
 	orDefault(&l.Bytes, 64<<20)
 	orDefault(&l.RequestBytes, lockstep.MaxRequestBytes)
@@ -114,13 +118,15 @@ type Server struct {
 	Metrics Metrics // nil counts nothing
 
 	// mu guards the fields below.
-	mu        sync.Mutex
-	listeners map[net.Listener]struct{}
-	conns     map[*conn]struct{}
-	closed    bool
-	exports   map[string]*share // those that connections have open
-	budget    *budget           // set by the first Serve and not changed
-	idle      chan struct{}     // not nil while Shutdown waits; closed when conns is empty
+	mu         sync.Mutex
+	listeners  map[net.Listener]struct{}
+	conns      map[*conn]struct{}
+	closed     bool
+	handshakes int               // connections in negotiation
+	opened     int               // connections that have an export open
+	exports    map[string]*share // those exports
+	budget     *budget           // set by the first Serve and not changed
+	idle       chan struct{}     // not nil while Shutdown waits; closed when conns is empty
 }
 
 // Serve accepts connections from ln until ctx ends or Shutdown is called, and closes ln. It returns
@@ -269,20 +275,56 @@ func (s *Server) removeListener(ln net.Listener) {
 	delete(s.listeners, ln)
 }
 
-// addConn returns nil when the server is closing or full.
+// addConn returns nil when the server is closing or too many connections are in negotiation.
+//
+// Those count for themselves, so that clients that only connect take no place of those that use an
+// export. A negotiation takes milliseconds as a rule. Where the limit is reached, the one that has
+// lasted longest makes room if it has lasted a tenth of its time; else there is a rush, of clients
+// that all come back at once for example, and it serves them best to let those finish that have begun.
 func (s *Server) addConn(ctx context.Context, nc net.Conn, limits Limits) *conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil
 	}
-	if len(s.conns) >= limits.Connections {
-		s.logger().Warn("connection refused: too many", "remote", remoteName(nc), "limit", limits.Connections)
+	if s.handshakes >= limits.Handshakes && !s.dropHandshake(limits.HandshakeTimeout/10) {
+		s.logger().Warn("connection refused: too many are in negotiation", "remote", remoteName(nc), "limit", limits.Handshakes)
 		return nil
 	}
 	c := newConn(ctx, s, nc, limits)
+	c.negotiating = true
+	s.handshakes++
 	s.conns[c] = struct{}{}
 	return c
+}
+
+// dropHandshake drops the connection that has been in negotiation for longest, if that is longer than
+// least. It is called with mu held.
+func (s *Server) dropHandshake(least time.Duration) bool {
+	var oldest *conn
+	for c := range s.conns {
+		if c.negotiating && (oldest == nil || c.accepted.Before(oldest.accepted)) {
+			oldest = c
+		}
+	}
+	if oldest == nil || time.Since(oldest.accepted) < least {
+		return false
+	}
+	oldest.negotiating = false
+	s.handshakes--
+	oldest.log.Warn("connection dropped: too many are in negotiation, and this one for longest")
+	oldest.drop()
+	return true
+}
+
+// endHandshake notes that c is no longer in negotiation.
+func (s *Server) endHandshake(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.negotiating {
+		c.negotiating = false
+		s.handshakes--
+	}
 }
 
 func (s *Server) removeConn(c *conn) {
@@ -294,17 +336,24 @@ func (s *Server) removeConn(c *conn) {
 	}
 }
 
-// enter notes that a connection has opened an export; leave must follow.
-func (s *Server) enter(name string) *share {
+// enter notes that a connection has opened an export, unless too many have; leave must follow.
+func (s *Server) enter(name string, limits Limits) (*share, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.exports[name]
+	switch {
+	case s.opened >= limits.Connections:
+		return nil, fmt.Errorf("the server has %d connections and allows no more", s.opened)
+	case e != nil && e.conns >= limits.PerExport:
+		return nil, fmt.Errorf("export %q has %d connections and is allowed no more", name, e.conns)
+	}
 	if e == nil {
 		e = &share{caching: make(chan struct{}, 1)}
 		s.exports[name] = e
 	}
 	e.conns++
-	return e
+	s.opened++
+	return e, nil
 }
 
 // leave notes that a connection no longer uses an export. None of its requests holds memory then.
@@ -312,6 +361,7 @@ func (s *Server) leave(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.exports[name]
+	s.opened--
 	if e.conns--; e.conns == 0 {
 		delete(s.exports, name)
 	}
