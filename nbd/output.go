@@ -33,7 +33,7 @@ type output struct {
 	pieces net.Buffers // what is written: slices of small, and long bodies
 	send   net.Buffers // the same, consumed by WriteTo
 	broken bool
-	until  time.Time // the deadline that is set
+	armed  time.Time // when the deadline was set
 }
 
 // add queues a finished request and writes unless somebody else is. gather says that further
@@ -109,9 +109,9 @@ func (o *output) writeAll(batch []*request) error {
 // most writes cost no more than a look at the clock.
 func (o *output) writePieces(pieces net.Buffers) error {
 	for {
-		if now := time.Now(); o.until.Sub(now) < o.stall {
-			o.until = now.Add(o.stall + o.stall/4)
-			if err := o.nc.SetWriteDeadline(o.until); err != nil {
+		if stale(o.armed, o.stall) {
+			o.armed = time.Now()
+			if err := o.nc.SetWriteDeadline(o.armed.Add(o.stall + o.stall/4)); err != nil {
 				return err
 			}
 		}
@@ -131,6 +131,12 @@ func (o *output) writePieces(pieces net.Buffers) error {
 			return err
 		}
 	}
+}
+
+// stale reports whether less than stall is left of a deadline that was set to 5/4 of stall. Since is
+// cheaper than Now.
+func stale(armed time.Time, stall time.Duration) bool {
+	return armed.IsZero() || time.Since(armed) > stall/4
 }
 
 // requestMagicOK checks the first field of a request header.

@@ -51,6 +51,8 @@ type transmission struct {
 	endErr  error         // why
 	readEnd chan struct{} // closed with ended
 
+	readArmed time.Time // when the read deadline was set, zero if there is none; the reader's own
+
 	// Slots: what is in flight. slotMu guards the fields below it.
 	slotMu   sync.Mutex
 	requests int
@@ -238,6 +240,13 @@ func (t *transmission) endReading(err error) {
 // next reads one request with its data, waiting for room first.
 func (t *transmission) next() (*request, error) {
 	h, err := t.r.Peek(RequestBytes)
+	for errors.Is(err, os.ErrDeadlineExceeded) && !t.stopRead.Load() {
+		// What is left of the deadline for data: for the next request the client may take its time.
+		t.readArmed = time.Time{}
+		if err = t.setReadDeadline(time.Time{}); err == nil {
+			h, err = t.r.Peek(RequestBytes)
+		}
+	}
 	if err != nil {
 		if len(h) > 0 && errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
@@ -298,22 +307,26 @@ func (t *transmission) readPayload(q *request) error {
 
 // readProgress reads n bytes by read, which is told how many there were already, until there are n
 // or none has come for the time limits.StallTimeout. Data that came with its request needs no
-// deadline, which is the rule for small requests. As for replies, a deadline that passes is set anew
-// if there was progress meanwhile.
+// deadline, which is the rule for small requests. As for replies, the deadline is moved only when too
+// little is left of it, since that may wake a thread which waits for it; next removes it when it
+// passes between two requests. And if there was some progress meanwhile it is set anew.
 func (t *transmission) readProgress(n int, read func(done int) (int, error)) error {
 	if t.r.Buffered() >= n {
 		_, err := read(0)
 		return err
 	}
 	for done := 0; ; {
-		if err := t.setReadDeadline(time.Now().Add(t.limits.StallTimeout)); err != nil {
-			return err
+		if stall := t.limits.StallTimeout; stale(t.readArmed, stall) {
+			t.readArmed = time.Now()
+			if err := t.setReadDeadline(t.readArmed.Add(stall + stall/4)); err != nil {
+				return err
+			}
 		}
 		m, err := read(done)
 		done += m
 		switch {
 		case err == nil:
-			return t.setReadDeadline(time.Time{}) // for the next request the client may take its time
+			return nil
 		case t.stopRead.Load() || !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
 		case m == 0:
