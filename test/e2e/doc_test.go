@@ -8,7 +8,7 @@
 // all logs.
 //
 //	go test ./test/e2e -parallel 2                               # two deployments at once fit on two cores
-//	go test ./test/e2e -run LosingAZone -rounds 20               # the long form, with a line of figures
+//	go test ./test/e2e -run LosingAZone -rounds 100              # 20 by default; prints a line of figures
 //	go test ./test/e2e -run AnySequence -random 10m -seed 7 -v   # random faults; the seed decides which
 //
 // With LOCKSTEP_BIN set to a binary built with -race, a data race in any process fails its test.

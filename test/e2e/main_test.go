@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	roundsFlag = flag.Int("rounds", 0, "rounds of losing a zone under load (default: a short run)")
+	roundsFlag = flag.Int("rounds", 20, "rounds of losing a zone under load")
 	keepFlag   = flag.Bool("keep", false, "keep the directories of the deployments")
 )
 
