@@ -23,6 +23,7 @@ type cluster struct {
 	ctx   context.Context // ends with the test
 	store store.Store     // to see who leads
 	ctl   map[string]*process
+	node  map[string]*process // by zone
 	api   map[string]*client.Client
 }
 
@@ -78,7 +79,7 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatalf("etcd runs at %s, without TLS", url)
 	}
 	files := certificates(dir, "client")
-	c := &cluster{t: t, ctx: t.Context(), ctl: map[string]*process{}, api: map[string]*client.Client{}}
+	c := &cluster{t: t, ctx: t.Context(), ctl: map[string]*process{}, node: map[string]*process{}, api: map[string]*client.Client{}}
 
 	tlsConfig, err := etcdstore.LoadTLS(files)
 	ok(t, err)
@@ -101,7 +102,8 @@ func startCluster(t *testing.T) *cluster {
 		ok(t, os.WriteFile(conf, fmt.Appendf(nil, "id: %s-node\naz: %s\npool: %s\nnbd_socket: %s\netcd_endpoints: [%q]\netcd_ca: %s\netcd_cert: %s\netcd_key: %s\n",
 			az, az, filepath.Join(dir, az+"-pool"), filepath.Join(dir, az+".sock"), url, files.CA, files.Cert, files.Key), 0o600))
 		ok(t, os.Mkdir(filepath.Join(dir, az+"-pool"), 0o700))
-		newProcess(t, filepath.Join(dir, az+".log"), lockstepBin, "node", "--config", conf).start()
+		c.node[az] = newProcess(t, filepath.Join(dir, az+".log"), lockstepBin, "node", "--config", conf)
+		c.node[az].start()
 	}
 	for _, id := range controllers {
 		eventually(t, patience, id+" answers", func() (err error) {

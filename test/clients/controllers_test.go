@@ -175,9 +175,11 @@ func opposite(az string) string {
 	return "az1"
 }
 
-// TestLeaderKilledInMidOperation kills the leader ten times, at a random time after a call that
-// either controller was given, and starts it again at once. Everything ends in the status that is
-// documented for it, seen at the controller that lives, and is done once.
+// TestLeaderKilledInMidOperation kills the leader twice in each operation, that either controller was
+// asked for, and starts it again at once. The first time a node that the operation needs is frozen,
+// so that it is under way for sure when the blow falls; the second time the blow falls at a random
+// time after the call. Everything ends in the status that is documented for it, seen at the
+// controller that lives, and is done once.
 func TestLeaderKilledInMidOperation(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -193,31 +195,35 @@ func TestLeaderKilledInMidOperation(t *testing.T) {
 	ops := []struct {
 		name string
 		call func(*client.Client) error
+		// began is how the entry of the history begins that the call makes, ended how the state
+		// does at the end.
+		began string
+		ended func() string
 		// after waits for the end at the controller that lives.
 		after func(api string)
 	}{
-		{"failover", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionFailover) }, func(api string) {
+		{"failover", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionFailover) }, "failover from", func() string { return "failovered/" }, func(api string) {
 			settle(t, "failover", []string{"failovering/active/" + zone, "failovering/active-stopped/" + zone}, "failovered/active-stopped/"+opposite(zone), c.state(api, g))
 			zone = opposite(zone)
 			failovers++
 		}},
-		{"reprotect", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionReprotect) }, func(api string) {
+		{"reprotect", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionReprotect) }, "copying from", func() string { return "available/active/" }, func(api string) {
 			settle(t, "reprotect", []string{"available/copying/" + zone}, "available/active/"+zone, c.state(api, g))
 		}},
-		{"switchover", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionReverse) }, func(api string) {
+		{"switchover", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionReverse) }, "switchover from", func() string { return "available/active/" + opposite(zone) }, func(api string) {
 			settle(t, "switchover", []string{"reversing/active/" + zone}, "available/active/"+opposite(zone), c.state(api, g))
 			zone = opposite(zone)
 			switchovers++
 		}},
-		{"stop", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionStop) }, func(api string) {
+		{"stop", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionStop) }, "stopping (", func() string { return "available/active-stopped/" }, func(api string) {
 			settle(t, "stop", []string{"available/active/" + zone}, "available/active-stopped/"+zone, c.state(api, g))
 		}},
-		{"sync", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionSync) }, func(api string) {
+		{"sync", func(api *client.Client) error { return api.Act(c.ctx, g, client.ActionSync) }, "copying from", func() string { return "available/active/" }, func(api string) {
 			settle(t, "sync", []string{"available/copying/" + zone}, "available/active/"+zone, c.state(api, g))
 		}},
 		{"extend", func(api *client.Client) error {
 			return api.ExtendPairs(c.ctx, g, []client.Growth{{PairID: pair, NewSizeGiB: size + 1}})
-		}, func(api string) {
+		}, "extending ", nil, func(api string) {
 			size++
 			eventually(t, patience, "both disks have grown", func() error {
 				for _, id := range disks {
@@ -234,21 +240,58 @@ func TestLeaderKilledInMidOperation(t *testing.T) {
 			settle(t, "extend", nil, "available/active/"+zone, c.state(api, g))
 		}},
 	}
-	const kills = 10
+	kills, hits := 2*len(ops), 0
 	for round := range kills {
-		op := ops[round%len(ops)]
+		op, frozen := ops[round%len(ops)], round < len(ops)
 		leader := c.leader()
 		lives := otherThan(leader)
 		c.answering()
 		asked := []string{leader, lives}[(round+round/len(ops))%2]
+		// under way: recorded, and not at its end.
+		before := c.entries(lives, g, op.began)
+		underWay := func() bool {
+			if c.entries(lives, g, op.began) == before {
+				return false
+			}
+			if op.ended == nil {
+				return !c.grown(lives, disks, size+1)
+			}
+			return !strings.HasPrefix(must[string](t)(c.state(lives, g)()), op.ended())
+		}
+		needed := c.node[opposite(zone)]
+		if op.name == "stop" {
+			needed = c.node[zone] // alone has to confirm it
+		}
+		if frozen {
+			needed.freeze()
+		}
 		answered := make(chan error, 1)
+		called := time.Now()
 		go func() { answered <- op.call(c.api[asked]) }() // answers within the client's time limit
-		delay := mrand.N(50 * time.Millisecond)
-		time.Sleep(delay) // the one wait that is not for a condition: it decides where the blow falls
+		if frozen {
+			eventually(t, patience, op.name+" is under way", func() error {
+				if !underWay() {
+					return errors.New("it is not")
+				}
+				return nil
+			})
+		} else {
+			time.Sleep(mrand.N(40 * time.Millisecond)) // the one wait that is not for a condition: it decides where the blow falls
+		}
 		c.ctl[leader].kill()
+		delay, hit := time.Since(called), underWay()
 		c.ctl[leader].start()
+		if hit {
+			hits++
+		}
+		if frozen {
+			if !hit {
+				t.Errorf("%s was not under way at the kill", op.name)
+			}
+			needed.thaw()
+		}
 		err := <-answered
-		t.Logf("%s, asked %s, killed %s after %s: %v", op.name, asked, leader, delay, err)
+		t.Logf("%s, asked %s, killed %s after %s, under way %t: %v", op.name, asked, leader, delay, hit, err)
 		if asked == lives && err != nil {
 			t.Fatalf("%s was answered %v by the controller that lives", op.name, err)
 		}
@@ -263,6 +306,10 @@ func TestLeaderKilledInMidOperation(t *testing.T) {
 			}
 		}
 		op.after(lives)
+	}
+	fmt.Printf("leader killed in mid-operation: kills=%d under way=%d\n", kills, hits)
+	if hits < len(ops) {
+		t.Errorf("only %d of %d kills fell into an operation", hits, kills)
 	}
 	c.answering()
 	if s := must[string](t)(c.state(c.leader(), g)()); strings.HasPrefix(s, "failovered") {
@@ -287,6 +334,17 @@ func TestLeaderKilledInMidOperation(t *testing.T) {
 	if !bytes.Equal(got, data) {
 		t.Error("the disk does not hold what was written before the first kill")
 	}
+}
+
+// entries is how many entries of a group's history begin so, as one controller tells it.
+func (c *cluster) entries(api, group, what string) (n int) {
+	c.t.Helper()
+	for _, e := range must[[]client.HistoryEntry](c.t)(c.api[api].History(c.ctx, group)) {
+		if strings.HasPrefix(e.What, what) {
+			n++
+		}
+	}
+	return n
 }
 
 // grown reports whether both disks have that size.

@@ -68,6 +68,17 @@ func (p *process) kill() {
 	<-p.exited
 }
 
+// freeze is SIGSTOP, until thaw; the end of the test thaws, too.
+func (p *process) freeze() {
+	p.t.Helper()
+	ok(p.t, p.cmd.Process.Signal(syscall.SIGSTOP))
+}
+
+func (p *process) thaw() {
+	p.t.Helper()
+	ok(p.t, p.cmd.Process.Signal(syscall.SIGCONT))
+}
+
 // stopGrace is how long a process may take to stop after SIGTERM.
 const stopGrace = 30 * time.Second
 
@@ -75,6 +86,7 @@ const stopGrace = 30 * time.Second
 func (p *process) stop() {
 	p.t.Helper()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.cmd.Process.Signal(syscall.SIGCONT) // a test that failed may have left it stopped
 	select {
 	case <-p.exited:
 		if code := p.cmd.ProcessState.ExitCode(); code != 0 {

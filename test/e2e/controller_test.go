@@ -16,8 +16,10 @@ import (
 	"github.com/lockstep-dr/lockstep/client"
 )
 
-// TestAControllerKilledInMidFailoverDoesNotStopIt kills it at a random time after the call. In
-// every second round the primary zone is lost, in the others it lives and is demoted.
+// TestAControllerKilledInMidFailoverDoesNotStopIt: in half of the rounds the node that is to take
+// over is stopped, so that the failover is under way for sure when the blow falls; in the others it
+// falls at a random time after the call, within what a failover takes. In every second round the
+// primary zone is lost, in the others it lives and is demoted.
 func TestAControllerKilledInMidFailoverDoesNotStopIt(t *testing.T) {
 	t.Parallel()
 	const rounds = 10
@@ -26,22 +28,44 @@ func TestAControllerKilledInMidFailoverDoesNotStopIt(t *testing.T) {
 	zone := "az1"
 	disks := g.disks(zone)
 	var c chains
+	hits, sure := 0, 0
 	for round := range rounds {
 		c.run(disks)
 		c.progress(g, patience, 200)
-		lost := round%2 == 1
+		lost, stopped := round%2 == 1, round%4 < 2
 		if lost {
 			d.kill(d.members(zone)...)
 		}
-		delay := time.Duration(rand.IntN(300)) * time.Millisecond
+		if stopped {
+			d.signal(syscall.SIGSTOP, d.members(other(zone))...)
+		}
+		delay := time.Duration(rand.IntN(40)) * time.Millisecond
 		answered := make(chan error, 1)
 		go func() { answered <- g.c.Act(d.ctx, g.id, client.ActionFailover) }()
-		timer := time.NewTimer(delay)
-		<-timer.C // the one wait that is not for a condition: it decides where the blow falls
+		if stopped {
+			g.eventually(patience, "the failover is under way", func() error {
+				_, have, err := g.statuses()
+				if err == nil && have.Status != "failovering" {
+					err = errors.New("it is " + have.Status)
+				}
+				return err
+			})
+		} else {
+			timer := time.NewTimer(delay)
+			<-timer.C // the one wait that is not for a condition: it decides where the blow falls
+		}
+		killed := time.Now()
 		d.kill("controller")
 		err := <-answered
 		d.start("controller")
 		d.eventually(patience, "the API answers", func() error { _, _, err := g.statuses(); return err })
+		if stopped {
+			if _, have, err := g.statuses(); err != nil || have.Status != "failovering" {
+				t.Errorf("round %d: the restarted controller says %s, %v; want failovering", round+1, have.Status, err)
+			}
+			d.signal(syscall.SIGCONT, d.members(other(zone))...)
+			sure++
+		}
 		if err != nil {
 			// The call was cut off: whether the transition was recorded is for the record to say.
 			g.eventually(patience, "a failover is under way, or can be asked for", func() error {
@@ -55,6 +79,11 @@ func TestAControllerKilledInMidFailoverDoesNotStopIt(t *testing.T) {
 			})
 		}
 		g.until(patience, "failovered", "active-stopped", "0")
+		if g.failoverSpanned(killed) {
+			hits++
+		} else if stopped {
+			t.Errorf("round %d: by the history the failover was not under way at the kill", round+1)
+		}
 		if err := c.broken(g); err == nil {
 			t.Fatal("the old primary still takes writes")
 		}
@@ -62,7 +91,7 @@ func TestAControllerKilledInMidFailoverDoesNotStopIt(t *testing.T) {
 		zone = other(zone)
 		disks = g.disks(zone)
 		if err := c.inspect(d.ctx, disks); err != nil {
-			t.Fatalf("round %d, killed %s after the call, zone lost: %t: %v", round+1, delay, lost, err)
+			t.Fatalf("round %d, node stopped: %t, killed up to %s after the call, zone lost: %t: %v", round+1, stopped, delay, lost, err)
 		}
 		if lost {
 			d.start(d.members(other(zone))...)
@@ -74,6 +103,30 @@ func TestAControllerKilledInMidFailoverDoesNotStopIt(t *testing.T) {
 	c.run(disks)
 	c.progress(g, patience, 200)
 	flushAndCompare(g, &c, disks)
+	fmt.Printf("controller killed in mid-failover: rounds=%d failovering=%d of these with the node stopped=%d\n", rounds, hits, sure)
+	if sure < rounds/2 || hits < sure {
+		t.Errorf("of %d kills only %d fell into a failover", rounds, hits)
+	}
+}
+
+// failoverSpanned reports whether the last failover was recorded before that moment, and its end
+// after it.
+func (g *group) failoverSpanned(at time.Time) bool {
+	g.t.Helper()
+	list, err := g.c.History(g.ctx, g.id)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	var began, ended time.Time
+	for _, e := range list {
+		switch {
+		case strings.HasPrefix(e.What, "failover from"):
+			began, ended = e.At.Time, time.Time{}
+		case strings.HasPrefix(e.What, "failed over"):
+			ended = e.At.Time
+		}
+	}
+	return !began.IsZero() && began.Before(at) && ended.After(at)
 }
 
 func TestEverythingIsThereAfterARestartOfAll(t *testing.T) {
