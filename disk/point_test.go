@@ -11,6 +11,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/disk/vfs"
+	"github.com/lockstep-dr/lockstep/test/need"
 )
 
 // overwrite preserves and then writes, as a secondary does while copying.
@@ -267,23 +268,21 @@ func reflinkDir(t *testing.T) string {
 	if canClone(t, dir) {
 		return dir
 	}
-	mkfs, err := exec.LookPath("mkfs.xfs")
-	if err != nil {
-		t.Skip("no FICLONE on this file system, and no mkfs.xfs to make one that has it")
-	}
+	need.Programs(t, "mkfs.xfs") // no FICLONE on this file system: one is made that has it
+	need.Root(t, "mounting an XFS image")
 	img, mnt := filepath.Join(dir, "img"), filepath.Join(dir, "mnt")
 	must(t, os.WriteFile(img, nil, 0o600))
 	must(t, os.Truncate(img, 512*mib))
 	must(t, os.Mkdir(mnt, 0o700))
-	if out, err := exec.CommandContext(t.Context(), mkfs, "-q", "-m", "reflink=1", img).CombinedOutput(); err != nil {
-		t.Skipf("mkfs.xfs: %v: %s", err, out)
+	if out, err := exec.CommandContext(t.Context(), "mkfs.xfs", "-q", "-m", "reflink=1", img).CombinedOutput(); err != nil {
+		need.Missing(t, "mkfs.xfs: %v: %s", err, out)
 	}
 	if out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", img, mnt).CombinedOutput(); err != nil {
-		t.Skipf("mount of an XFS image: %v: %s", err, out)
+		need.Missing(t, "mount of an XFS image: %v: %s", err, out)
 	}
 	t.Cleanup(func() { _ = exec.Command("umount", mnt).Run() })
 	if !canClone(t, mnt) {
-		t.Skip("the XFS image has no FICLONE")
+		need.Missing(t, "the XFS image has no FICLONE")
 	}
 	return mnt
 }

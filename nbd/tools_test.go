@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep/block"
+	"github.com/lockstep-dr/lockstep/test/need"
 )
 
 // toolServer serves a 64 MiB volume "vol" on a Unix socket for clients of other projects.
@@ -26,13 +27,10 @@ func toolServer(t *testing.T) (dev *block.Memory, uri string, run func(tool stri
 	uri = "nbd+unix:///vol?socket=" + s.address
 	run = func(tool string, args ...string) string {
 		t.Helper()
-		path, err := exec.LookPath(tool)
-		if err != nil {
-			t.Skipf("%s is not installed", tool)
-		}
+		need.Programs(t, tool)
 		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, path, args...)
+		cmd := exec.CommandContext(ctx, tool, args...)
 		cmd.Dir = t.TempDir() // fio leaves files
 		var out, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &stderr
@@ -143,7 +141,7 @@ func TestFio(t *testing.T) {
 	}
 	_, uri, run := toolServer(t)
 	if !strings.Contains(run("fio", "--enghelp"), "nbd") {
-		t.Skip("fio has no nbd engine")
+		need.Missing(t, "fio has no nbd engine")
 	}
 	// Blocks of one size: fio's own bookkeeping does not survive overlapping blocks of several.
 	out := run("fio", "--name=verify", "--ioengine=nbd", "--uri="+uri, "--rw=randrw", "--bs=4k", "--iodepth=32",

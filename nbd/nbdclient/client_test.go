@@ -19,6 +19,7 @@ import (
 	"github.com/lockstep-dr/lockstep/block/blocktest"
 	"github.com/lockstep-dr/lockstep/nbd"
 	"github.com/lockstep-dr/lockstep/nbd/nbdclient"
+	"github.com/lockstep-dr/lockstep/test/need"
 )
 
 // exports serves devices by name.
@@ -90,13 +91,10 @@ func TestClientAndServerConform(t *testing.T) {
 
 // The client against another server.
 func TestAgainstNbdkit(t *testing.T) {
-	nbdkit, err := exec.LookPath("nbdkit")
-	if err != nil {
-		t.Skip("nbdkit is not installed")
-	}
+	need.Programs(t, "nbdkit")
 	blocktest.Run(t, func(t *testing.T) block.Device {
 		socket := filepath.Join(t.TempDir(), "kit.sock")
-		cmd := exec.Command(nbdkit, "-f", "-U", socket, "memory", "8M")
+		cmd := exec.Command("nbdkit", "-f", "-U", socket, "memory", "8M")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}

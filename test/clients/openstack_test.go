@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/lockstep-dr/lockstep/test/need"
 )
 
 // openstackCLI is OpenStack's command line client with one way of getting its credentials.
@@ -56,9 +58,7 @@ func rows[T any](o openstackCLI, args ...string) T {
 // TestOpenStackCommandLine is python3-openstackclient, as Debian has it.
 func TestOpenStackCommandLine(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("openstack"); err != nil {
-		t.Skip("openstack is not installed: apt-get install python3-openstackclient")
-	}
+	need.Programs(t, "openstack")
 	d := deploy(t)
 	openrc := openstackCLI{t: t, dir: t.TempDir(), env: environ(d.env)}
 	clouds := openstackCLI{t: t, dir: d.dir, env: environ(nil), args: []string{"--os-cloud", "lockstep"}}

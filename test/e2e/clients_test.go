@@ -16,19 +16,10 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep/block"
+	"github.com/lockstep-dr/lockstep/test/need"
 )
 
 func bytesOf(mib int) string { return strconv.Itoa(mib << 20) }
-
-// need skips the test where a client is not installed.
-func need(t *testing.T, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("%s is not installed", name)
-		}
-	}
-}
 
 // tool runs a client of another project, at most for a minute.
 func (d *deployment) tool(name string, args ...string) string {
@@ -47,7 +38,7 @@ func (d *deployment) tool(name string, args ...string) string {
 
 func TestClientsOfOtherProjectsWorkOnReplicatedDisksAcrossAFailover(t *testing.T) {
 	t.Parallel()
-	need(t, "qemu-img", "qemu-io", "nbdcopy", "nbdinfo", "fio")
+	need.Programs(t, "qemu-img", "qemu-io", "nbdcopy", "nbdinfo", "fio")
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	uri := func(i int, az string) string { return d.uri(g.pairs[i].disk[az], g.pairs[i].node[az]) }

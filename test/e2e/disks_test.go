@@ -15,14 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-dr/lockstep/client"
+	"github.com/lockstep-dr/lockstep/test/need"
 )
 
 // smallPool puts a file system in memory of that size, in MiB, under a node's pool, which must be empty.
 func (d *deployment) smallPool(member string, mib int) string {
 	d.t.Helper()
-	if os.Geteuid() != 0 {
-		d.t.Skip("mounting a small file system needs root")
-	}
+	need.Root(d.t, "mounting a small file system")
 	d.stop(member)
 	az, n, _ := strings.Cut(member, "/node-")
 	pool := filepath.Join(d.dir, az, "pool-"+n)
@@ -33,7 +32,7 @@ func (d *deployment) smallPool(member string, mib int) string {
 	}
 	size := "size=" + bytesOf(mib)
 	if err := unix.Mount("tmpfs", pool, "tmpfs", 0, size); err != nil {
-		d.t.Skipf("mount a small file system: %v", err)
+		need.Missing(d.t, "mount a small file system: %v", err)
 	}
 	d.mounts = append(d.mounts, pool)
 	d.start(member)
@@ -46,7 +45,7 @@ func (d *deployment) smallPool(member string, mib int) string {
 // cache has taken cannot be flushed.
 func (d *deployment) thinPool(member string) string {
 	d.t.Helper()
-	need(d.t, "mkfs.ext4", "mount")
+	need.Programs(d.t, "mkfs.ext4", "mount")
 	space := d.smallPool(member, 400)
 	d.stop(member) // before its pool is hidden
 	image := filepath.Join(space, "device")
@@ -57,7 +56,7 @@ func (d *deployment) thinPool(member string) string {
 	d.tool("truncate", "-s", "4G", image)
 	d.tool("mkfs.ext4", "-q", image)
 	if out, err := exec.Command("mount", "-o", "loop", image, pool).CombinedOutput(); err != nil {
-		d.t.Skipf("mount a thin device: %v: %s", err, out)
+		need.Missing(d.t, "mount a thin device: %v: %s", err, out)
 	}
 	d.mounts = append([]string{pool}, d.mounts...)
 	// `lockstep dev` would write the old pool again: it is not started twice in such a test.
@@ -351,7 +350,7 @@ func TestTheDiskOfASecondaryIsRefusedWithTheReason(t *testing.T) {
 	p := d.pair(1)
 	refusedTo := func(name string, args ...string) {
 		t.Helper()
-		need(t, name)
+		need.Programs(t, name)
 		ctx, cancel := context.WithTimeout(d.ctx, 10*time.Second)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, name, args...)
