@@ -2,12 +2,15 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -227,6 +230,7 @@ func TestWritesGoOnWhileTheStoreIsDown(t *testing.T) {
 func TestTheAPISaysThatTheStoreIsDown(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, 1)
+	g := d.syncedGroup(d.pair(1))
 	url, err := os.ReadFile(filepath.Join(d.dir, "etcd", "client-url"))
 	if err != nil {
 		t.Fatal(err)
@@ -266,6 +270,7 @@ func TestTheAPISaysThatTheStoreIsDown(t *testing.T) {
 	if _, err := second.Groups(d.ctx, client.Filter{}); err != nil {
 		t.Fatal(err)
 	}
+	token := login(t, "http://"+listen+"/identity/v3", strings.TrimSpace(string(password)))
 	d.signal(syscall.SIGSTOP, "controller")
 	d.eventually(30*time.Second, "the API answers 503", func() error {
 		_, err := second.CreateVolume(d.ctx, client.VolumeCreate{SizeGiB: 1, AvailabilityZone: "az1"})
@@ -275,9 +280,59 @@ func TestTheAPISaysThatTheStoreIsDown(t *testing.T) {
 		}
 		return errors.Join(errors.New("it answers otherwise"), err)
 	})
+	d.kill(node("az1", 1)) // the very moment at which a failover is asked for
+	status, header, err := act(d.ctx, second.Endpoint(), token, g.id, client.ActionFailover)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wait, err := strconv.Atoi(header.Get("Retry-After")); status != http.StatusServiceUnavailable || err != nil || wait < 1 {
+		t.Errorf("a failover without the store is answered %d with Retry-After %q; want 503 and seconds", status, header.Get("Retry-After"))
+	}
 	d.signal(syscall.SIGCONT, "controller")
 	d.eventually(30*time.Second, "the API answers again", func() error {
 		_, err := second.Groups(d.ctx, client.Filter{})
 		return err
 	})
+	// As a client does that was told to try again.
+	d.eventually(patience, "the failover is taken", func() error {
+		status, _, err := act(d.ctx, second.Endpoint(), token, g.id, client.ActionFailover)
+		if err == nil && status != http.StatusAccepted && status != http.StatusConflict {
+			err = fmt.Errorf("HTTP %d", status)
+		}
+		return err
+	})
+	g.until(patience, "failovered", "active-stopped", "0")
+}
+
+// login gives a token, by HTTP alone.
+func login(t *testing.T, identity, password string) string {
+	t.Helper()
+	body := fmt.Sprintf(`{"auth":{"identity":{"methods":["password"],"password":{"user":{"name":"admin","domain":{"name":"Default"},"password":%q}}},"scope":{"project":{"name":"admin","domain":{"name":"Default"}}}}}`, password)
+	status, header, err := post(t.Context(), identity+"/auth/tokens", "", body)
+	if err != nil || status != http.StatusCreated {
+		t.Fatalf("log in: HTTP %d, %v", status, err)
+	}
+	return header.Get("X-Subject-Token")
+}
+
+// act asks for an action by HTTP alone, to see the whole answer.
+func act(ctx context.Context, endpoint, token, group string, a client.Action) (status int, header http.Header, err error) {
+	return post(ctx, endpoint+"os-vendor-replication-consistency-groups/"+group+"/action", token, fmt.Sprintf(`{%q:{}}`, a))
+}
+
+func post(ctx context.Context, url, token, body string) (status int, header http.Header, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("X-Auth-Token", token)
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	_ = answer.Body.Close()
+	return answer.StatusCode, answer.Header, nil
 }

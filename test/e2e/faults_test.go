@@ -245,12 +245,20 @@ func TestARebootedPrimaryIsHeldUntilItHasTakenBackWhatItLost(t *testing.T) {
 		d.start(node("az1", 1))
 		d.untilAlive(node("az1", 1))
 		g.until(15*time.Second, "available", "active", "2")
+		// Neither a marked region nor one that is not may be used before the secondary's word.
+		held := d.askBoth(g.open(g.pairs[0], "az1"))
+		stayHeld(3*time.Second, held...)
+		g.until(time.Second, "available", "active", "2")
 		zone := "az1"
 		if failover {
 			zone = "az2"
 			g.failover()
+			refuse(held...)
+			w.replication[node("az2", 1)].join()
+		} else {
+			w.replication[node("az2", 1)].join()
+			succeed(held...)
 		}
-		w.replication[node("az2", 1)].join()
 		disks = g.disks(zone)
 		if err := c.inspect(d.ctx, disks); err != nil {
 			t.Fatalf("failover %t: %v", failover, err)
@@ -389,8 +397,12 @@ func TestOneDeadPrimaryNodeAndTheOthersLinkDownHoldTheGroup(t *testing.T) {
 		w.replication[node("az2", 2)].sever()
 		d.kill(node("az1", 1))
 		g.until(15*time.Second, "available", "active", "2")
+		held := d.askBoth(disks[1]) // of the node that lives
+		stayHeld(3*time.Second, held...)
+		g.until(time.Second, "available", "active", "2")
 		if failover {
 			g.failover()
+			refuse(held...)
 			w.replication[node("az2", 2)].join()
 			d.start(node("az1", 1))
 			d.untilAlive(node("az1", 1))
@@ -403,6 +415,7 @@ func TestOneDeadPrimaryNodeAndTheOthersLinkDownHoldTheGroup(t *testing.T) {
 			// The dead node answers again: the trip can end, or is taken back.
 			d.start(node("az1", 1))
 			w.replication[node("az2", 2)].join()
+			succeed(held...)
 			if err := c.broken(g); err == nil {
 				t.Error("no writer noticed")
 			}

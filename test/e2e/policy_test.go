@@ -25,28 +25,10 @@ func TestAStrictPrimaryWithoutItsSecondaryHoldsWhileTheStoreIsDown(t *testing.T)
 
 	d.signal(syscall.SIGSTOP, "controller") // the store is embedded in it
 	time.Sleep(1500 * time.Millisecond)     // longer than the lease of 1 s: the point of this test is time
-	write := make(chan error, 1)
-	read := make(chan error, 1)
-	go func() { write <- disk.WriteAt(d.ctx, make([]byte, 4096), 4096, false) }()
-	go func() { read <- disk.ReadAt(d.ctx, make([]byte, 4096), 0) }()
-	select {
-	case err := <-write:
-		t.Errorf("a write was answered without a lease: %v", err)
-	case err := <-read:
-		t.Errorf("a read was answered without a lease: %v", err)
-	case <-time.After(3 * time.Second):
-	}
+	held := d.askBoth(disk)
+	stayHeld(3*time.Second, held...)
 	d.signal(syscall.SIGCONT, "controller")
-	for name, ch := range map[string]chan error{"write": write, "read": read} {
-		select {
-		case err := <-ch:
-			if err != nil {
-				t.Errorf("the %s that waited: %v", name, err)
-			}
-		case <-time.After(patience):
-			t.Fatalf("the %s that waited is not answered", name)
-		}
-	}
+	succeed(held...)
 	d.eventually(patience, "the API answers", func() error { _, _, err := g.statuses(); return err })
 	d.start(node("az2", 1))
 	g.untilActive()
@@ -71,15 +53,12 @@ func TestAnOperatorContinuesAGroupThatWaitsForADeadPrimaryNode(t *testing.T) {
 	d.kill(node("az1", 1))
 	g.until(15*time.Second, "available", "active", "2")
 
-	held := disks[1] // of the node that lives
-	ctx, cancel := context.WithTimeout(d.ctx, 2*time.Second)
-	if err := held.WriteAt(ctx, make([]byte, 4096), gib-4096, false); err == nil {
-		t.Error("the group was not held")
-	}
-	cancel()
+	held := d.askBoth(disks[1]) // of the node that lives
+	stayHeld(3*time.Second, held...)
 	d.cli("group", "continue", g.id, "--reason", "the host of az1/node-1 is gone", "--yes")
 	var disk block.Device = d.open(g.pairs[1], "az1")
-	ctx, cancel = context.WithTimeout(d.ctx, patience)
+	succeed(held...)
+	ctx, cancel := context.WithTimeout(d.ctx, patience)
 	defer cancel()
 	if err := disk.WriteAt(ctx, make([]byte, 4096), gib-4096, false); err != nil {
 		t.Fatalf("the living node does not go on: %v", err)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"syscall"
 	"testing"
 	"time"
@@ -85,12 +86,32 @@ func TestAStoppedPrimaryThatWakesAfterAFailoverAnswersNothing(t *testing.T) {
 	var c chains
 	c.run(disks)
 	c.progress(g, patience, 500)
+	reader := g.open(g.pairs[0], "az1")
+	const at = gib / 2 // where no chain is
+	d.writes(reader, at, patience)
 	d.signal(syscall.SIGSTOP, node("az1", 1))
 	g.failover()
 	there := g.disks("az2")
+	if err := there[0].WriteAt(d.ctx, make([]byte, blockSize), at, true); err != nil {
+		t.Fatal(err)
+	}
+	// From here on a read of the old primary would give out what was overwritten. Some wait in its
+	// socket, and are the first that it sees when it wakes.
+	var reads []*request
+	read := func(ctx context.Context) error { return reader.ReadAt(ctx, make([]byte, blockSize), at) }
+	for range 32 {
+		reads = append(reads, d.ask("read", read))
+	}
 	// What was acknowledged up to here is there. The old primary's answers that are still in
 	// sockets are of writes that both sides have.
 	d.signal(syscall.SIGCONT, node("az1", 1))
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 100 { // while it learns that it is no primary any more
+		reads = append(reads, d.ask("read", read))
+		<-tick.C
+	}
+	refuse(reads...)
 	if err := c.broken(g); err == nil {
 		t.Fatal("the old primary took writes after the failover")
 	}
@@ -180,15 +201,20 @@ func TestBothNodesKilledLoseNothing(t *testing.T) {
 func TestReadsUnderLoadSeeTheLastAcknowledgedWrite(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, 1)
-	g := d.syncedGroup(d.pair(1))
-	disk := g.open(g.pairs[0], "az1")
+	g := d.syncedGroup(d.pair(1), d.pair(1))
+	disks := g.disks("az1")
+	disk := g.open(g.pairs[0], "az1") // a connection of its own
 	ctx, cancel := context.WithTimeout(d.ctx, patience)
 	defer cancel()
+	var c chains
+	c.run(disks)
+	c.progress(g, patience, 200)
 	stop := time.Now().Add(4 * time.Second)
+	chased := d.ask("reader of chains", func(context.Context) error { return c.chase(ctx, disks, stop) })
 	have, want := make([]byte, blockSize), make([]byte, blockSize)
 	for i := uint64(1); time.Now().Before(stop); i++ {
 		fill(want, int(i%5), i)
-		off := int64(i%64) * blockSize
+		off := chainBytes + int64(i%64)*blockSize
 		if err := disk.WriteAt(ctx, want, off, i%100 == 0); err != nil {
 			t.Fatal(err)
 		}
@@ -199,4 +225,33 @@ func TestReadsUnderLoadSeeTheLastAcknowledgedWrite(t *testing.T) {
 			t.Fatalf("write %d is not what a read gives", i)
 		}
 	}
+	if err := chased.end(); err != nil {
+		t.Fatal(err)
+	}
+	flushAndCompare(g, &c, disks)
+}
+
+// chase reads, until that time, the place of a write that was acknowledged: it must hold that write,
+// or a later one that has the same place.
+func (c *chains) chase(ctx context.Context, disks [2]block.Device, until time.Time) error {
+	b := make([]byte, blockSize)
+	for i := 0; time.Now().Before(until); i++ {
+		chain := i % chainCount
+		k := c.acked[chain].Load()
+		if k == 0 {
+			continue
+		}
+		disk, off := place(chain, k)
+		if err := disks[disk].ReadAt(ctx, b, off); err != nil {
+			return err
+		}
+		have, err := parse(b, chain)
+		if err == nil && (have < k || (have-k)%(2*chainSlots) != 0) {
+			err = fmt.Errorf("write %d was acknowledged, a read of its place gives write %d", k, have)
+		}
+		if err != nil {
+			return fmt.Errorf("chain %d: %w", chain, err)
+		}
+	}
+	return nil
 }
