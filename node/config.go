@@ -39,6 +39,9 @@ type Config struct {
 	IntentLimitMiB int64         `yaml:"intent_limit_mib"` // most that the write-intent log of a volume marks in sync, default 4096
 	NBDMemoryMiB   int64         `yaml:"nbd_memory_mib"`   // most that requests of NBD clients hold in memory, default 1024
 
+	// Version is what the node calls itself in handshakes and in the store; the program's, no setting.
+	Version string `yaml:"-"`
+
 	fs      vfs.FS      // nil: the operating system's; tests break it
 	hostID  string      // "": /etc/machine-id
 	started func(*Node) // nil, or called when the engine runs

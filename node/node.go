@@ -25,9 +25,6 @@ import (
 	"github.com/lockstep-dr/lockstep/store/etcdstore"
 )
 
-// Version is what a node calls itself in handshakes and in the store.
-var Version = "0.1.0-dev"
-
 // presenceTTL is how long the store believes in a node that has gone silent.
 const presenceTTL = 3 * time.Second
 
@@ -94,7 +91,7 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 	}
 	n.report.init(n)
 	n.host, err = replica.NewHost(replica.Config{
-		Node: cfg.ID, AZ: cfg.AZ, Cluster: cluster, BootID: boot, Instance: n.pool.InstanceID(), Start: n.pool.StartCounter(), Software: Version,
+		Node: cfg.ID, AZ: cfg.AZ, Cluster: cluster, BootID: boot, Instance: n.pool.InstanceID(), Start: n.pool.StartCounter(), Software: cfg.Version,
 		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20,
 		Store: &records{st: st}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
 	}, n.pool)
@@ -117,7 +114,7 @@ func (n *Node) serve(ctx context.Context, boot lockstep.BootID) error {
 	defer repl.Close()
 	n.self = store.Node{
 		ID: n.cfg.ID, AZ: n.cfg.AZ, Replicate: n.cfg.Advertise, NBDSocket: n.cfg.NBDSocket, Instance: n.pool.InstanceID(),
-		Start: n.pool.StartCounter(), BootID: boot, Version: Version,
+		Start: n.pool.StartCounter(), BootID: boot, Version: n.cfg.Version,
 	}
 	if n.self.Replicate == "" {
 		n.self.Replicate = repl.Addr().String()

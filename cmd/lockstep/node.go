@@ -84,6 +84,7 @@ is known.
 			return usage(err)
 		}
 		log := newLogger(a.err, cfg.LogLevel, cfg.LogFormat)
+		cfg.Version = version
 		return node.Run(cmd.Context(), cfg.WithDefaults(), log)
 	}
 	cmd.AddCommand(newNodeListCommand(a))

@@ -260,7 +260,7 @@ func TestCommandLine(t *testing.T) {
 
 	// Deployment, nodes, configuration.
 	nodes := c.list("node", "list")
-	if len(nodes) != 2 || nodes[0]["alive"] != true {
+	if len(nodes) != 2 || nodes[0]["alive"] != true || nodes[0]["version"] != c.object("version")["version"] {
 		t.Errorf("nodes: %v", nodes)
 	}
 	c.run(done, "dev", "stop", "az2", "--dir", d.dir)
