@@ -1,8 +1,12 @@
 package clients
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"syscall"
 	"testing"
@@ -68,10 +72,28 @@ func (p *process) kill() {
 	<-p.exited
 }
 
-// freeze is SIGSTOP, until thaw; the end of the test thaws, too.
+// freeze is SIGSTOP, until thaw; the end of the test thaws, too. It waits until every thread has
+// stopped, which each does when it is scheduled.
 func (p *process) freeze() {
 	p.t.Helper()
 	ok(p.t, p.cmd.Process.Signal(syscall.SIGSTOP))
+	eventually(p.t, patience, "the process has stopped", func() error {
+		states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		if err != nil || len(states) == 0 {
+			return fmt.Errorf("it has no threads: %w", err)
+		}
+		for _, path := range states {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			_, after, _ := bytes.Cut(raw, []byte(") ")) // the state follows the name in parentheses
+			if !bytes.HasPrefix(after, []byte("T")) {
+				return errors.New("a thread goes on")
+			}
+		}
+		return nil
+	})
 }
 
 func (p *process) thaw() {

@@ -209,7 +209,8 @@ func (d *deployment) findPID(member string) int {
 	return pid
 }
 
-// signal sends a signal to members, without waiting for what it does.
+// signal sends a signal to members. It waits for what SIGSTOP does, which comes into force in each
+// thread when that is scheduled, and for nothing else.
 func (d *deployment) signal(sig syscall.Signal, members ...string) {
 	d.t.Helper()
 	for _, m := range members {
@@ -220,7 +221,29 @@ func (d *deployment) signal(sig syscall.Signal, members ...string) {
 		if err := syscall.Kill(pid, sig); err != nil {
 			d.t.Fatalf("signal %s: %v", m, err)
 		}
+		if sig == syscall.SIGSTOP {
+			d.eventually(patience, m+" has stopped", func() error { return stopped(pid) })
+		}
 	}
+}
+
+// stopped gives an error while a thread of a process has not been stopped.
+func stopped(pid int) error {
+	states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(states) == 0 {
+		return fmt.Errorf("process %d has no threads: %w", pid, err)
+	}
+	for _, path := range states {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		_, after, _ := bytes.Cut(raw, []byte(") ")) // the state follows the name in parentheses
+		if !bytes.HasPrefix(after, []byte("T")) {
+			return errNotYet
+		}
+	}
+	return nil
 }
 
 // kill ends members with SIGKILL, all of them at once, and waits until they are gone.
