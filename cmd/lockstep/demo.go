@@ -13,10 +13,10 @@ func newDemoCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Kill a zone under load and prove that nothing was lost",
-		Long: `Starts a deployment of two zones in a temporary directory, replicates two disks as
-one consistency group, writes chains of dependent writes to both over NBD, kills
-the whole first zone with SIGKILL in the middle of it, fails over, and looks for
-every acknowledged write. Then it brings the zone back, reprotects, switches back
+		Long: `Starts a deployment of two zones in a temporary directory, writes 200 MiB to each of
+two disks, replicates them as one consistency group, writes chains of dependent
+writes to both over NBD, kills the whole first zone with SIGKILL in the middle of
+it, fails over, and looks for every acknowledged write. Then it brings the zone back, reprotects, switches back
 and compares both sides byte by byte.
 
 It prints a timeline, the lost bytes (RPO) and the time from the failover call to

@@ -22,8 +22,9 @@ import (
 // log write. So whatever image of the two disks is consistent holds a prefix of every chain, and
 // an image that lost nothing holds at least what was acknowledged.
 //
-// Every write has a block of its own, which no other write ever touches: chain c owns the blocks
-// [c*slots, (c+1)*slots) of both disks, and write k goes to disk k%2, slot k/2.
+// Every write has a block of its own, which no other write ever touches: each chain owns as many
+// blocks, the same of both disks, and write k goes to disk k%2, slot k/2. The base (base.go) lies
+// between the blocks of two chains.
 const (
 	blockBytes  = 4096
 	chainsCount = 8
@@ -84,11 +85,15 @@ func decode(b []byte, run uint64, chain int, seq uint64) (present bool, err erro
 type history struct {
 	run   uint64
 	slots uint64 // blocks of a chain on one disk
-	next  [chainsCount]atomic.Uint64
+	// stride is the distance between the first blocks of two chains.
+	stride int64
+	next   [chainsCount]atomic.Uint64
 }
 
-func newHistory(run uint64, diskBytes int64) *history {
-	return &history{run: run, slots: uint64((diskBytes - reservedBytes) / blockBytes / chainsCount)}
+// newHistory shares the disks out among the chains, with a gap of whole pieces after each.
+func newHistory(run uint64, diskBytes, gapBytes int64) *history {
+	slots := (diskBytes - reservedBytes - chainsCount*gapBytes) / blockBytes / chainsCount
+	return &history{run: run, slots: uint64(slots), stride: slots*blockBytes + gapBytes}
 }
 
 // capacity is how many writes a chain can hold.
@@ -103,7 +108,7 @@ func (h *history) acknowledged() (n uint64) {
 }
 
 func (h *history) offset(chain int, seq uint64) int64 {
-	return int64(uint64(chain)*h.slots+seq/disksCount) * blockBytes
+	return int64(chain)*h.stride + int64(seq/disksCount)*blockBytes
 }
 
 // workload is a running set of chains.

@@ -29,7 +29,7 @@ func written(t *testing.T) (*history, [disksCount]block.Device) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	disks := testDisks(t)
-	h := newHistory(7, testDiskBytes)
+	h := newHistory(7, testDiskBytes, 0)
 	w := startWorkload(ctx, h, disks)
 	if err := w.until(ctx, 20); err != nil {
 		t.Fatal(err)

@@ -84,7 +84,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.end()) }()
 	for _, step := range []func(context.Context) error{
-		s.create, s.synchronize, s.writeAndKill, s.failover, s.goOn, s.comeBack, s.switchBack, s.compare,
+		s.create, s.fill, s.synchronize, s.writeAndKill, s.failover, s.goOn, s.comeBack, s.switchBack, s.compare,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -184,6 +184,21 @@ func (s *scenario) until(ctx context.Context, what string, done func(client.Grou
 	})
 }
 
+// fill writes what the first synchronization will have to copy.
+func (s *scenario) fill(ctx context.Context) error {
+	if err := s.connect(ctx, zones[0]); err != nil {
+		return err
+	}
+	s.h = newHistory(rand.Uint64(), s.disks[0].Size(), baseChain)
+	if err := writeBase(ctx, s.h, s.disks.devices()); err != nil {
+		return fmt.Errorf("write data in %s: %w", zones[0], err)
+	}
+	s.t.at("%d MiB of data written to each disk in %s", baseDiskBytes>>20, zones[0])
+	err := s.disks.close()
+	s.disks = disks{}
+	return err
+}
+
 func (s *scenario) synchronize(ctx context.Context) error {
 	if err := s.c.Act(ctx, s.group, client.ActionSync); err != nil {
 		return fmt.Errorf("start replication: %w", err)
@@ -254,7 +269,6 @@ func (s *scenario) writeAndKill(ctx context.Context) error {
 	if err := s.connect(ctx, zones[0]); err != nil {
 		return err
 	}
-	s.h = newHistory(rand.Uint64(), s.disks[0].Size())
 	s.work = startWorkload(ctx, s.h, s.disks.devices())
 	s.t.at("%d chains of dependent writes go to both disks in %s", chainsCount, zones[0])
 	if err := s.work.until(ctx, writesBefore); err != nil {
@@ -302,6 +316,9 @@ func (s *scenario) failover(ctx context.Context) error {
 	v, err := inspect(ctx, s.h, s.disks.devices())
 	s.res.rpoBytes, s.res.extra = v.lostBytes(), v.extra
 	if err != nil {
+		return fmt.Errorf("disks in %s after the failover: %w", zones[1], err)
+	}
+	if err := checkBase(ctx, s.h, s.disks.devices()); err != nil {
 		return fmt.Errorf("disks in %s after the failover: %w", zones[1], err)
 	}
 	s.t.at("all %d acknowledged writes are there, and %d that were still in flight; no write without its predecessor", v.acknowledged, v.extra)
@@ -449,6 +466,9 @@ func (s *scenario) compare(ctx context.Context) error {
 		s.t.at("disk %d: %d bytes are the same in both zones", i, size)
 	}
 	if _, err := inspect(ctx, s.h, s.disks.devices()); err != nil {
+		return fmt.Errorf("disks at the end: %w", err)
+	}
+	if err := checkBase(ctx, s.h, s.disks.devices()); err != nil {
 		return fmt.Errorf("disks at the end: %w", err)
 	}
 	return nil
