@@ -16,8 +16,8 @@ func newDemoCommand(a *app) *cobra.Command {
 		Long: `Starts a deployment of two zones in a temporary directory, writes 200 MiB to each of
 two disks, replicates them as one consistency group, writes chains of dependent
 writes to both over NBD, kills the whole first zone with SIGKILL in the middle of
-it, fails over, and looks for every acknowledged write. Then it brings the zone back, reprotects, switches back
-and compares both sides byte by byte.
+it, fails over, and looks for every acknowledged write. Then it brings the zone
+back, reprotects, switches back and compares both sides byte by byte.
 
 It prints a timeline, the lost bytes (RPO) and the time from the failover call to
 the first accepted write (RTO), and fails (exit code 1) if anything differs.`,
