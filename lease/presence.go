@@ -25,11 +25,6 @@ type Presence struct {
 	Logger *slog.Logger
 }
 
-// Announce is Presence.Run with the default logger.
-func Announce(ctx context.Context, s store.Store, kind, id string, ttl time.Duration, value any) error {
-	return Presence{}.Run(ctx, s, kind, id, ttl, value)
-}
-
 // Run keeps the record value under alive/<kind>/<id>, tied to a lease of ttl, until ctx ends; then
 // the lease is given back, which removes the key. A lease or key that was lost is made anew, with
 // a bounded back-off while the store does not answer. A key of an earlier life of the same thing

@@ -64,9 +64,6 @@ func (t *Tx) Delete(key string, expectModRev int64) *Tx {
 	return t.Require(key, expectModRev)
 }
 
-// Len is the number of writes collected; at most MaxTxnOps can be committed at once.
-func (t *Tx) Len() int { return len(t.ops) }
-
 // Commit applies all writes, durably, if all comparisons hold, and returns the store's revision
 // after it. If one does not hold it is lockstep.ErrConflict and nothing was written. After
 // lockstep.ErrStoreUnavailable or the end of ctx the outcome is unknown.
