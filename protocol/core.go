@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/internal/invariant"
 )
 
 // Role is a node's part in a group, decided by its AZ and the record.
@@ -187,11 +188,40 @@ func (c *Core) setMode(m Mode, why string) {
 // Step takes one event and returns the actions to carry out, in their order.
 func (c *Core) Step(ev Event) []Action {
 	c.acts = nil
+	persisted := c.saved.Record.Epoch
 	ev.apply(c)
 	c.plan()
+	invariant.Check(func() string { return c.broken(persisted) })
 	acts := c.acts
 	c.acts = nil
 	return acts
+}
+
+// broken says what must not be after any event; persisted is the epoch that was before it.
+func (c *Core) broken(persisted lockstep.Epoch) string {
+	if c.saved.Record.Epoch < persisted {
+		return fmt.Sprintf("the persisted epoch went back from %d to %d", persisted, c.saved.Record.Epoch)
+	}
+	for _, a := range c.acts {
+		m, ok := a.(SetMode)
+		if !ok || m.Mode == ModeHeld || m.Mode == ModeRefused || m.Mode == ModePlain {
+			continue
+		}
+		twoSided := m.Mode == ModeTwoSided
+		switch {
+		case c.role(c.rec) != RolePrimary:
+			return fmt.Sprintf("mode %s at a node that is not the primary of epoch %d", m.Mode, c.rec.Epoch)
+		case c.saved.Record.Epoch != c.rec.Epoch || m.Epoch != c.rec.Epoch:
+			return fmt.Sprintf("mode %s at epoch %d, persisted is %d, known %d", m.Mode, m.Epoch, c.saved.Record.Epoch, c.rec.Epoch)
+		case twoSided != c.rec.InSync:
+			return fmt.Sprintf("mode %s while %s", m.Mode, c.rec.Describe())
+		case len(c.missing) > 0 || c.behind != 0 || c.lost:
+			return fmt.Sprintf("mode %s with members missing %v, the store behind %d, lost %v", m.Mode, c.missing, c.behind, c.lost)
+		case twoSided && c.mustTakeBack():
+			return "two-sided before the last regions were taken back"
+		}
+	}
+	return ""
 }
 
 // plan decides what has to happen next, from the facts alone. It is called after every event, so

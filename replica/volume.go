@@ -12,6 +12,7 @@ import (
 	"github.com/lockstep-dr/lockstep/bitmap"
 	"github.com/lockstep-dr/lockstep/block"
 	"github.com/lockstep-dr/lockstep/disk"
+	"github.com/lockstep-dr/lockstep/internal/invariant"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
 )
@@ -204,8 +205,21 @@ func (v *Volume) admit(ctx context.Context, o *op) error {
 			continue
 		}
 		v.ops = append(v.ops, o)
+		invariant.Check(v.overlap)
 		return nil
 	}
+}
+
+// overlap says which two operations are in flight together that must not be. Called with mu held.
+func (v *Volume) overlap() string {
+	for i, a := range v.ops {
+		for _, b := range v.ops[i+1:] {
+			if a.ext.Overlaps(b.ext) {
+				return fmt.Sprintf("volume %s: [%d,+%d) and [%d,+%d) are in flight together", v.id, a.ext.Off, a.ext.Len, b.ext.Off, b.ext.Len)
+			}
+		}
+	}
+	return ""
 }
 
 func (v *Volume) overlapping(e lockstep.Extent) *op {
@@ -467,161 +481,4 @@ func (v *Volume) broken(err error) error {
 	v.mu.Unlock()
 	v.fail(v, err)
 	return err
-}
-
-// ReadAt implements block.Device. What was read is given out only if, after it was read, the mode
-// is still the same, every write that overlapped is acknowledged, and, two-sided, the lease holds.
-func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
-	if err := block.CheckRange(off, int64(len(p)), v.Size()); err != nil {
-		return err
-	}
-	ext := lockstep.Extent{Off: off, Len: int64(len(p))}
-	for {
-		v.mu.Lock()
-		if err := v.admitRead(ctx, ext); err != nil {
-			v.mu.Unlock()
-			return err
-		}
-		gen := v.gen
-		v.mu.Unlock()
-		if err := v.disk.ReadAt(p, off); err != nil {
-			return v.broken(err)
-		}
-		ok, err := v.settleRead(ctx, ext, gen)
-		if err != nil {
-			return err
-		}
-		if ok {
-			return nil
-		}
-	}
-}
-
-// admitRead waits until the mode takes requests to the range.
-func (v *Volume) admitRead(ctx context.Context, ext lockstep.Extent) error {
-	for {
-		if err := v.refusal(); err != nil {
-			return err
-		}
-		var until <-chan struct{} = v.changed
-		if v.mode != protocol.ModeHeld {
-			if until = v.unrepairedIn(ext); until == nil {
-				return nil
-			}
-		}
-		if err := v.wait(ctx, until); err != nil {
-			return err
-		}
-	}
-}
-
-// settleRead reports whether what was read since gen may be given out.
-func (v *Volume) settleRead(ctx context.Context, ext lockstep.Extent, gen uint64) (bool, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	var deps []*op
-	for _, o := range v.ops {
-		if o.kind != opChunk && o.submitted && o.ext.Overlaps(ext) {
-			deps = append(deps, o)
-		}
-	}
-	for _, o := range deps {
-		for !o.over {
-			if err := v.wait(ctx, o.leaving()); err != nil {
-				return false, err
-			}
-		}
-	}
-	for v.gen == gen {
-		if v.lease == nil {
-			return true, nil
-		}
-		ok, renewed := v.lease.valid(v.epoch)
-		if ok {
-			return true, nil
-		}
-		changed := v.changed
-		v.mu.Unlock()
-		select {
-		case <-changed:
-		case <-renewed:
-		case <-ctx.Done():
-		}
-		v.mu.Lock()
-		if ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-	}
-	return false, v.failed
-}
-
-// Flush implements block.Device: fdatasync here and, two-sided, at the secondary, both begun at
-// once. An answer of another link or mode does not count: then it is done again.
-func (v *Volume) Flush(ctx context.Context) error {
-	for {
-		v.mu.Lock()
-		if err := v.admitRead(ctx, lockstep.Extent{}); err != nil { // what is not yet repaired was never acknowledged in this life
-			v.mu.Unlock()
-			return err
-		}
-		gen, mode, l, epoch, changed := v.gen, v.mode, v.link, v.epoch, v.changed
-		v.mu.Unlock()
-
-		var remote <-chan reply
-		twoSided := mode == protocol.ModeTwoSided || mode == protocol.ModeCopyTwoSided
-		if twoSided {
-			remote = l.call(wire.Header{Kind: wire.KindFlush, Epoch: epoch, Volume: v.key}, nil)
-		}
-		if err := v.disk.Sync(); err != nil {
-			return v.broken(err)
-		}
-		if !twoSided {
-			return nil
-		}
-		select {
-		case r := <-remote:
-			if r.err == nil {
-				v.mu.Lock()
-				same := v.gen == gen
-				v.mu.Unlock()
-				if same {
-					return nil
-				}
-				continue
-			}
-		case <-changed:
-			continue
-		}
-		// The link is gone, or the secondary's disk: another link or a trip follows.
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// Extents implements block.Device.
-func (v *Volume) Extents(ctx context.Context, off, length int64) ([]block.ExtentState, error) {
-	if err := block.CheckRange(off, length, v.Size()); err != nil {
-		return nil, err
-	}
-	ext := lockstep.Extent{Off: off, Len: length}
-	for {
-		v.mu.Lock()
-		err := v.admitRead(ctx, ext)
-		gen := v.gen
-		v.mu.Unlock()
-		if err != nil {
-			return nil, err
-		}
-		exts, err := v.disk.Extents(off, length)
-		if err != nil {
-			return nil, err
-		}
-		ok, err := v.settleRead(ctx, ext, gen)
-		if ok || err != nil {
-			return exts, err
-		}
-	}
 }
