@@ -3,13 +3,18 @@ package api_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/http/httptest"
+	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/api"
+	"github.com/lockstep-dr/lockstep/api/identity"
 	"github.com/lockstep-dr/lockstep/control"
 	"github.com/lockstep-dr/lockstep/store"
 )
@@ -51,12 +56,19 @@ func keepDisks(ctx context.Context, st store.Store) error {
 	}
 }
 
-// TestController runs volumes and pairs through the real controller on the in-memory store, as the
-// Terraform provider does: create, poll, pair, refuse, delete, poll for 404.
-func TestController(t *testing.T) {
+// real is a rig whose API asks the real controller on the in-memory store.
+type real struct {
+	*rig
+	ctx  context.Context
+	stop func() // the controller and what stands in for nodes; the API goes on
+}
+
+// newReal starts one with a node in az1 and one in az2. Groups settle although nobody answers.
+func newReal(t *testing.T) *real {
+	t.Helper()
 	r := newRig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
 	for _, n := range []string{"1", "2"} {
 		id := lockstep.NodeID("node" + n)
 		_, _, err := r.store.Txn(ctx, nil, []store.Op{
@@ -67,39 +79,98 @@ func TestController(t *testing.T) {
 		})
 		ok(t, err)
 	}
-	ctrl := control.New(control.Config{Store: r.store, ID: "c", Zones: []lockstep.AZ{"az1", "az2"}})
+	ctrl := control.New(control.Config{
+		Store: r.store, ID: "c", Zones: []lockstep.AZ{"az1", "az2"}, SettleTimeout: 20 * time.Millisecond,
+	})
 	nodes, run := make(chan error, 1), make(chan error, 1)
 	go func() { nodes <- keepDisks(ctx, r.store) }()
 	go func() { run <- ctrl.Run(ctx) }()
 	r.srv.Close()
-	r.srv = httptest.NewServer(api.New(api.Config{Service: ctrl, Store: r.store, Identity: r.users}))
-	defer r.srv.Close()
+	logger := slog.New(slog.NewJSONHandler(r.log, nil))
+	r.srv = httptest.NewServer(api.New(api.Config{Service: ctrl, Store: r.store, Identity: r.users, Logger: logger}))
+	t.Cleanup(r.srv.Close)
+	var once sync.Once
+	stop := func() {
+		once.Do(func() {
+			cancel()
+			if err := <-nodes; !errors.Is(err, context.Canceled) {
+				t.Errorf("nodes: %v", err)
+			}
+			if err := <-run; err != nil {
+				t.Errorf("controller: %v", err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return &real{rig: r, ctx: ctx, stop: stop}
+}
 
-	until := func(path string, status int, text string, pending ...string) {
-		t.Helper()
-		for {
-			a := r.v2("GET", path, "")
-			if a.StatusCode == status && strings.Contains(a.body, text) {
-				return
-			}
-			known := false
-			for _, p := range pending {
-				known = known || strings.Contains(a.body, `"status":"`+p+`"`)
-			}
-			if !known || ctx.Err() != nil {
-				t.Fatalf("%s: %d %s while waiting for %d with %s", path, a.StatusCode, a.body, status, text)
-			}
-			time.Sleep(5 * time.Millisecond)
+// until polls below the project until the answer has that status and text, as clients do: anything
+// but a pending status in between is an error.
+func (r *real) until(path string, status int, text string, pending ...string) {
+	r.t.Helper()
+	for {
+		a := r.v2("GET", path, "")
+		if a.StatusCode == status && strings.Contains(a.body, text) {
+			return
 		}
-	}
-	want := func(a answer, status int, text string) {
-		t.Helper()
-		check(t, a)
-		if a.StatusCode != status || !strings.Contains(a.body, text) {
-			t.Errorf("%d %s, want %d with %s", a.StatusCode, a.body, status, text)
+		known := false
+		for _, p := range pending {
+			known = known || strings.Contains(a.body, `"status":"`+p+`"`)
 		}
+		if !known || r.ctx.Err() != nil {
+			r.t.Fatalf("%s: %d %s while waiting for %d with %s", path, a.StatusCode, a.body, status, text)
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
-	const available = `"status":"available"`
+}
+
+// want checks an answer's status and that text is in it.
+func (r *real) want(a answer, status int, text string) {
+	r.t.Helper()
+	check(r.t, a)
+	if a.StatusCode != status || !strings.Contains(a.body, text) {
+		r.t.Errorf("%s %s: %d %s, want %d with %s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.body, status, text)
+	}
+}
+
+const available = `"status":"available"`
+
+// madeVolume, madePair and madeGroup make one and wait until it is available.
+func (r *real) madeVolume(az string) string {
+	r.t.Helper()
+	v := r.volume(az)
+	r.until("/volumes/"+v, 200, available, "creating")
+	return v
+}
+
+func (r *real) madePair(v1, v2, station string) string {
+	r.t.Helper()
+	a := r.v2("POST", pairsPath, pairOf(v1, v2, station))
+	r.want(a, 202, "")
+	pair := a.str(r.t, "replication.id")
+	r.until(pairsPath+"/"+pair, 200, available, "creating")
+	return pair
+}
+
+func (r *real) madeGroup(pairs ...string) string {
+	r.t.Helper()
+	g := r.group(pairs...)
+	r.until(groupsPath+"/"+g, 200, available, "creating")
+	return g
+}
+
+const pairsPath = "/os-vendor-replications"
+
+func pairOf(a, b, station string) string {
+	return `{"replication":{"name":"","volume_ids":["` + a + `","` + b + `"],"priority_station":"` + station + `","replication_model":"hypermetro"}}`
+}
+
+// TestController runs volumes and pairs through the real controller on the in-memory store, as the
+// Terraform provider does: create, poll, pair, refuse, delete, poll for 404.
+func TestController(t *testing.T) {
+	r := newReal(t)
+	want, until := r.want, r.until
 	v1, v2, odd := r.volume("az1"), r.volume("az2"), ""
 	a := r.v2("POST", "/volumes", `{"volume":{"size":11,"availability_zone":"az2"}}`)
 	want(a, 202, `"name":null`)
@@ -107,10 +178,7 @@ func TestController(t *testing.T) {
 	for _, v := range []string{v1, v2, odd} {
 		until("/volumes/"+v, 200, available, "creating")
 	}
-	pairOf := func(a, b, station string) string {
-		return `{"replication":{"name":"","volume_ids":["` + a + `","` + b + `"],"priority_station":"` + station + `","replication_model":"hypermetro"}}`
-	}
-	const pairs = "/os-vendor-replications"
+	const pairs = pairsPath
 	want(r.v2("POST", pairs, pairOf(v1, odd, "az1")), 400, "37100041")
 	want(r.v2("POST", pairs, pairOf(v2, odd, "az2")), 400, "")
 	want(r.v2("POST", pairs, pairOf(v1, v2, "az3")), 400, "az3")
@@ -147,12 +215,109 @@ func TestController(t *testing.T) {
 		until("/volumes/"+v, 404, "", "deleting", "available")
 	}
 	want(r.v2("GET", "/volumes", ""), 200, v2)
+}
 
-	cancel()
-	if err := <-nodes; !errors.Is(err, context.Canceled) {
-		t.Errorf("nodes: %v", err)
+// TestProjectsApart: an administrator of another project finds nothing of this one below the path of
+// the own project, and nothing of it in lists, limits and summaries.
+func TestProjectsApart(t *testing.T) {
+	r := newReal(t)
+	v1, v2 := r.madeVolume("az1"), r.madeVolume("az2")
+	pair := r.madePair(v1, v2, "az1")
+	group := r.madeGroup(pair)
+	free1, free2 := r.madeVolume("az1"), r.madeVolume("az2")
+	free := r.madePair(free1, free2, "az1")
+	plain := r.madeVolume("az2")
+
+	p2, err := r.users.CreateProject(t.Context(), "default", "p2")
+	ok(t, err)
+	ok(t, r.users.Assign(t.Context(), identity.Assignment{User: r.boot.UserID, Project: p2.ID, Roles: []string{identity.RoleAdmin}}))
+	eve := r.login("admin", password, `{"project":{"id":"`+p2.ID+`"}}`)
+	as := func(method, path, body string) answer {
+		return r.do(method, "/v2/"+p2.ID+path, body, "X-Auth-Token: "+eve)
 	}
-	if err := <-run; err != nil {
-		t.Errorf("controller: %v", err)
+	a := as("POST", "/volumes", `{"volume":{"size":10,"availability_zone":"az1","name":"hers"}}`)
+	r.want(a, 202, "")
+	hers := a.str(t, "volume.id")
+	for as("GET", "/volumes/"+hers, "").str(t, "volume.status") != "available" {
+		time.Sleep(5 * time.Millisecond)
 	}
+	const model = `"priority_station":"az1","replication_model":"hypermetro"`
+	act := groupsPath + "/" + group + "/action"
+	rows := []struct{ method, path, body string }{
+		{"GET", "/volumes/" + v1, ""},
+		{"PUT", "/volumes/" + v1, `{"volume":{"name":"x"}}`},
+		{"DELETE", "/volumes/" + plain, ""},
+		{"POST", "/volumes/" + plain + "/action", `{"os-extend":{"new_size":20}}`},
+		{"POST", "/volumes/" + plain + "/action", `{"lockstep-release":null}`},
+		{"POST", "/volumes/" + plain + "/action", `{"os-initialize_connection":{}}`},
+		{"POST", "/volumes/" + plain + "/action", `{"os-attach":{"instance_uuid":"s"}}`},
+		{"GET", "/volumes/" + v1 + "/metadata", ""},
+		{"PUT", "/volumes/" + v1 + "/metadata", `{"metadata":{}}`},
+		{"GET", "/cloudvolumes/" + v1, ""},
+		{"PUT", "/cloudvolumes/" + v1, `{"volume":{"name":"x"}}`},
+		{"DELETE", "/cloudvolumes/" + plain, ""},
+		{"GET", "/os-vendor-volumes/" + v1, ""},
+		{"GET", "/os-vendor-volumes/" + v1 + "/tags", ""},
+		{"GET", pairsPath + "/" + pair, ""},
+		{"DELETE", pairsPath + "/" + free, ""},
+		{"POST", pairsPath, pairOf(hers, plain, "az1")},
+		{"POST", pairsPath, pairOf(plain, hers, "az1")},
+		{"POST", groupsPath, `{"replication_consistency_group":{"replication_ids":["` + free + `"],` + model + `}}`},
+		{"GET", groupsPath + "/" + group, ""},
+		{"GET", groupsPath + "/" + group + "/history", ""},
+		{"PUT", groupsPath + "/" + group, `{"replication_consistency_group":{"name":"x"}}`},
+		{"PUT", groupsPath + "/" + group, `{"replication_consistency_group":{"add_replication_ids":["` + free + `"]}}`},
+		{"PUT", groupsPath + "/" + group, `{"replication_consistency_group":{"remove_replication_ids":["` + pair + `"]}}`},
+		{"DELETE", groupsPath + "/" + group, ""},
+		{"POST", act, `{"os-failover-replication-consistency-group":null}`},
+		{"POST", act, `{"os-sync-replication-consistency-group":null}`},
+		{"POST", act, `{"os-reverse-replication-consistency-group":null}`},
+		{"POST", act, `{"os-stop-replication-consistency-group":null}`},
+		{"POST", act, `{"os-reprotect-replication-consistency-group":null}`},
+		{"POST", act, `{"os-extend-replication-volumes":{"id":"` + pair + `","new_size":20}}`},
+		{"POST", act, `{"lockstep-continue":{"reason":"r"}}`},
+		{"POST", act, `{"lockstep-one-sided":{"policy":"strict"}}`},
+	}
+	r.stop() // so that nothing but the calls can change the store
+	before := dump(t, r.store)
+	for _, row := range rows {
+		r.want(as(row.method, row.path, row.body), 404, "")
+		r.want(r.do(row.method, "/v2/"+r.project+row.path, row.body, "X-Auth-Token: "+eve), 403, "")
+	}
+	for path, text := range map[string]string{
+		"/volumes/summary":      `"total_count":1,"total_size":10`,
+		"/limits":               `"totalVolumesUsed":1`,
+		pairsPath:               `{"replications":[]}`,
+		groupsPath:              `{"replication_consistency_groups":[]}`,
+		"/os-vendor-volumes":    hers,
+		"/cloudvolumes/detail":  hers,
+		"/volumes/detail":       hers,
+		"/volumes?name=hers":    hers,
+		pairsPath + "?limit=10": `{"replications":[]}`,
+	} {
+		a := as("GET", path, "")
+		r.want(a, 200, text)
+		for _, id := range []string{v1, v2, plain, pair, group, free} {
+			if strings.Contains(a.body, id) {
+				t.Errorf("%s shows %s of another project", path, id)
+			}
+		}
+	}
+	if after := dump(t, r.store); !reflect.DeepEqual(before, after) {
+		t.Error("the store changed")
+	}
+}
+
+// dump is everything in the store but users and tokens.
+func dump(t *testing.T, st store.Store) map[string]string {
+	t.Helper()
+	kvs, _, err := st.List(t.Context(), "")
+	ok(t, err)
+	out := map[string]string{}
+	for _, kv := range kvs {
+		if !strings.HasPrefix(kv.Key, store.PrefixIdentity) {
+			out[kv.Key] = fmt.Sprintf("%d %s", kv.ModRev, kv.Value)
+		}
+	}
+	return out
 }

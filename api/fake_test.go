@@ -219,7 +219,7 @@ func (f *fakeService) CreatePair(_ context.Context, c control.Caller, r control.
 	for i, id := range r.Volumes {
 		v, err := f.volume(c, id)
 		if err != nil {
-			return control.PairView{}, err
+			return control.PairView{}, refuse(control.KindNotFound, "37100048", "production volume %s does not exist", id)
 		}
 		if v.Pair != "" {
 			return control.PairView{}, refuse(control.KindBadRequest, "37100053", "volume %s is in a pair", id)
@@ -246,6 +246,15 @@ func (f *fakeService) pair(c control.Caller, id lockstep.PairID) (*control.PairV
 		return nil, refuse(control.KindNotFound, "", "replication pair %s could not be found", id)
 	}
 	return p, nil
+}
+
+// joinable refuses a pair that cannot become a member of a group.
+func (f *fakeService) joinable(c control.Caller, id lockstep.PairID) error {
+	p, err := f.pair(c, id)
+	if err == nil && p.Group != "" {
+		err = refuse(control.KindBadRequest, "", "replication pair %s is already in consistency group %s", id, p.Group)
+	}
+	return err
 }
 
 func (f *fakeService) GetPair(_ context.Context, c control.Caller, id lockstep.PairID) (control.PairView, error) {
@@ -284,7 +293,7 @@ func (f *fakeService) DeletePair(_ context.Context, c control.Caller, id lockste
 		return err
 	}
 	if p.Group != "" {
-		return refuse(control.KindBadRequest, "", "replication pair %s is in group %s", id, p.Group)
+		return refuse(control.KindConflict, "", "replication pair %s is in consistency group %s", id, p.Group)
 	}
 	for _, v := range p.Volumes {
 		f.volumes[v].Pair = ""
@@ -308,7 +317,7 @@ func (f *fakeService) CreateGroup(_ context.Context, c control.Caller, r control
 	}
 	g := &control.GroupView{Priority: r.Priority, Status: "available", ReplicationStatus: "inactive", FaultLevel: "0"}
 	for _, id := range r.Pairs {
-		if _, err := f.pair(c, id); err != nil {
+		if err := f.joinable(c, id); err != nil {
 			return control.GroupView{}, err
 		}
 	}
@@ -358,8 +367,13 @@ func (f *fakeService) UpdateGroup(_ context.Context, c control.Caller, id lockst
 	if err != nil {
 		return control.GroupView{}, err
 	}
-	for _, p := range append(slices.Clone(u.Add), u.Remove...) {
-		if _, err := f.pair(c, p); err != nil {
+	for _, p := range u.Remove {
+		if !slices.Contains(g.Pairs, p) {
+			return control.GroupView{}, refuse(control.KindBadRequest, "", "replication pair %s is not in consistency group %s", p, id)
+		}
+	}
+	for _, p := range u.Add {
+		if err := f.joinable(c, p); err != nil {
 			return control.GroupView{}, err
 		}
 	}
@@ -393,7 +407,7 @@ func (f *fakeService) DeleteGroup(_ context.Context, c control.Caller, id lockst
 		return err
 	}
 	if len(g.Pairs) > 0 {
-		return refuse(control.KindBadRequest, "", "group %s still has %d pairs", id, len(g.Pairs))
+		return refuse(control.KindConflict, "", "replication consistency group %s still has %d pairs", id, len(g.Pairs))
 	}
 	delete(f.groups, id)
 	return nil
@@ -410,8 +424,8 @@ func (f *fakeService) Act(_ context.Context, c control.Caller, id lockstep.Group
 	}
 	line := string(a)
 	for _, e := range ext {
-		if _, err := f.pair(c, e.Pair); err != nil {
-			return err
+		if !slices.Contains(g.Pairs, e.Pair) {
+			return refuse(control.KindBadRequest, "", "replication pair %s is not in consistency group %s", e.Pair, id)
 		}
 		line += " " + string(e.Pair) + "=" + strconv.FormatInt(e.SizeGiB, 10)
 	}
@@ -422,7 +436,8 @@ func (f *fakeService) Act(_ context.Context, c control.Caller, id lockstep.Group
 		g.ReplicationStatus = "active-stopped"
 	case control.ActionFailover:
 		if g.ReplicationStatus != "active" {
-			return refuse(control.KindConflict, "", "failover needs replication status active, the group has %s", g.ReplicationStatus)
+			return refuse(control.KindConflict, "", "failover refused: the secondary is not in sync: status %s, replication_status %s, fault_level %s",
+				g.Status, g.ReplicationStatus, g.FaultLevel)
 		}
 		g.Status, g.ReplicationStatus, g.Priority = "failovered", "active-stopped", "az2"
 	case control.ActionReprotect:
@@ -434,6 +449,16 @@ func (f *fakeService) Act(_ context.Context, c control.Caller, id lockstep.Group
 }
 
 func (f *fakeService) Declare(_ context.Context, c control.Caller, id lockstep.GroupID, s control.Statement, node lockstep.NodeID, reason string) error {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return err
+	}
+	if !c.Admin {
+		return refuse(control.KindForbidden, "", "the statement %s needs the role admin", s)
+	}
+	if _, err := f.group(c, id); err != nil {
+		return err
+	}
 	f.declared = append(f.declared, fmt.Sprintf("%s %s %q %q admin=%v", id, s, node, reason, c.Admin))
 	return nil
 }
@@ -446,7 +471,14 @@ func (f *fakeService) RecoverStore(_ context.Context, c control.Caller, off []lo
 	}, nil
 }
 
-func (f *fakeService) SetStrict(_ context.Context, _ control.Caller, id lockstep.GroupID, strict bool) error {
+func (f *fakeService) SetStrict(_ context.Context, c control.Caller, id lockstep.GroupID, strict bool) error {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return err
+	}
+	if _, err := f.group(c, id); err != nil {
+		return err
+	}
 	f.declared = append(f.declared, fmt.Sprintf("%s strict=%v", id, strict))
 	return nil
 }

@@ -160,7 +160,7 @@ func TestRefusals(t *testing.T) {
 		{"volume ids of numbers", "POST", pairs, `{"replication":{"volume_ids":[1,2],"priority_station":"az1",` + model + `}}`, 400, `"replication.volume_ids[0]" must be a string`},
 		{"pair name 256", "POST", pairs, newPair(`,"name":"` + long + `"`), 400, "256 bytes"},
 		{"pair description multi-byte", "POST", pairs, newPair(`,"description":"` + multibyte + `"`), 400, "256 bytes"},
-		{"pair in a group", "DELETE", pairs + "/" + pair, "", 400, "is in group"},
+		{"pair in a group", "DELETE", pairs + "/" + pair, "", 409, "is in consistency group"},
 		{"pair put", "PUT", pairs + "/" + pair, `{}`, 405, "GET, HEAD"},
 
 		// Groups.
@@ -175,7 +175,7 @@ func TestRefusals(t *testing.T) {
 		{"put model", "PUT", g, `{"replication_consistency_group":{"replication_model":"x"}}`, 400, "hypermetro"},
 		{"put add and remove", "PUT", g, `{"replication_consistency_group":{"add_replication_ids":["x"],"remove_replication_ids":["x"]}}`, 400, "added and removed"},
 		{"put add string", "PUT", g, `{"replication_consistency_group":{"add_replication_ids":"x"}}`, 400, "add_replication_ids"},
-		{"delete with pairs", "DELETE", g, "", 400, "pairs"},
+		{"delete with pairs", "DELETE", g, "", 409, "pairs"},
 
 		// Group actions.
 		{"two group actions", "POST", act, `{"os-sync-replication-consistency-group":null,"os-stop-replication-consistency-group":null}`, 400, "exactly one action"},
@@ -190,7 +190,7 @@ func TestRefusals(t *testing.T) {
 		{"force is a string", "POST", act, `{"os-failover-replication-consistency-group":{"force":"true"}}`, 400, "force"},
 		{"force is null", "POST", act, `{"os-failover-replication-consistency-group":{"force":null}}`, 400, "force"},
 		{"force elsewhere", "POST", act, `{"os-stop-replication-consistency-group":{"force":true}}`, 400, "force"},
-		{"failover refused", "POST", act, `{"os-failover-replication-consistency-group":null}`, 409, "needs replication status active, the group has inactive"},
+		{"failover refused", "POST", act, `{"os-failover-replication-consistency-group":null}`, 409, "the secondary is not in sync"},
 		{"extend null", "POST", act, `{"os-extend-replication-volumes":null}`, 400, "must be an object"},
 		{"extend nothing", "POST", act, `{"os-extend-replication-volumes":{}}`, 400, "is missing"},
 		{"extend no pairs", "POST", act, `{"os-extend-replication-volumes":{"replications":[]}}`, 400, "at least one"},
@@ -199,7 +199,7 @@ func TestRefusals(t *testing.T) {
 		{"extend overflow", "POST", act, `{"os-extend-replication-volumes":{"id":"x","new_size":99999999999999999999}}`, 400, "EVS.1010"},
 		{"extend size string", "POST", act, `{"os-extend-replication-volumes":{"replications":[{"id":"x","new_size":"2"}]}}`, 400, "replications[0].new_size"},
 		{"extend of strings", "POST", act, `{"os-extend-replication-volumes":{"replications":["x"]}}`, 400, "replications[0]"},
-		{"extend unknown pair", "POST", act, `{"os-extend-replication-volumes":{"id":"` + missing + `","new_size":20}}`, 404, missing},
+		{"extend unknown pair", "POST", act, `{"os-extend-replication-volumes":{"id":"` + missing + `","new_size":20}}`, 400, missing},
 
 		// List parameters.
 		{"limit 0", "GET", pairs + "?limit=0", "", 400, "EVS.1023"},

@@ -114,9 +114,6 @@ func (c *Controller) checkPairable(t *tx, prod, dr store.Volume) error {
 			return badRequest("", "%s volume %s must be available or in-use; it is %s", side.role, v.ID, v.Status)
 		}
 	}
-	if prod.Project != dr.Project {
-		return badRequest("", "volumes %s and %s belong to different projects", prod.ID, dr.ID)
-	}
 	if prod.SizeBytes != dr.SizeBytes {
 		return badRequest(codeSizesDiffer, "production volume %s has %d GiB, DR volume %s has %d GiB; both must be equal",
 			prod.ID, prod.SizeBytes/lockstep.GiB, dr.ID, dr.SizeBytes/lockstep.GiB)

@@ -106,8 +106,9 @@ func checkModel(model string) error {
 	return nil
 }
 
-// owns reports whether the caller may see a thing of that project.
-func (c Caller) owns(p lockstep.ProjectID) bool { return c.Admin || c.Project == p }
+// owns reports whether the caller may see a thing of that project. The role makes no difference:
+// a token is scoped to one project, and so is every path below it.
+func (c Caller) owns(p lockstep.ProjectID) bool { return c.Project == p }
 
 func (c Caller) who() string {
 	if c.User != "" {

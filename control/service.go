@@ -13,10 +13,10 @@ import (
 
 // Caller is on whose behalf a call is made.
 type Caller struct {
-	Project   lockstep.ProjectID
+	Project   lockstep.ProjectID // whose things exist for the caller, and no others
 	User      string
 	RequestID string
-	Admin     bool
+	Admin     bool // may make operators' statements about groups of Project, and recover the store
 }
 
 // Kind classifies a refusal; api/fault.go translates it.
