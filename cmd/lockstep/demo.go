@@ -28,6 +28,7 @@ the first accepted write (RTO), and fails (exit code 1) if anything differs.`,
 	cmd.Flags().BoolVar(&o.Keep, "keep", false, "keep the deployment's directory")
 	cmd.Flags().DurationVar(&o.Timeout, "timeout", 5*time.Minute, "bound on everything")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		defer holdSignals()()
 		o.Out, o.Progress = a.out, isTerminal(a.out)
 		return demo.Run(cmd.Context(), o)
 	}

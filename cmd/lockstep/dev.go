@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/signal"
 	"strconv"
 	"syscall"
@@ -27,8 +28,8 @@ func newDevCommand(a *app) *cobra.Command {
 		Use:   "dev",
 		Short: "Run a whole deployment of two zones on this machine",
 		Long: `Runs a controller with an embedded store and the nodes of every zone, each as a
-process of its own, in the foreground until SIGTERM or SIGINT, and then stops
-them all. A line that starts with "ready" says that the API answers and all nodes
+process of its own, in the foreground until SIGTERM, SIGINT or SIGHUP, and then
+stops them all, even if nobody reads its output any more. A line that starts with "ready" says that the API answers and all nodes
 are alive. A process that ends by itself is reported and not restarted: use
 "lockstep dev start".
 
@@ -51,6 +52,7 @@ with the same data, credentials and addresses.`,
 		if err != nil {
 			return usage(err)
 		}
+		defer holdSignals()()
 		// The terminal may go away: that is a reason to stop, not to leave the members alone.
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
 		defer stop()
@@ -62,6 +64,15 @@ with the same data, credentials and addresses.`,
 			"Kills nodes of a zone, or the controller, with SIGKILL: all at once, as when a zone\nloses its power, except that the page cache of this machine stays."),
 		a.devStatus())
 	return cmd
+}
+
+// holdSignals keeps signals from ending a command that has processes of its own to stop: a second
+// SIGINT while it does so, and SIGPIPE from whoever closed its output. Unlike ignoring them, this is
+// not inherited by those processes.
+func holdSignals() (restore func()) {
+	held := make(chan os.Signal, 1) // never read: what is not taken is dropped
+	signal.Notify(held, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	return func() { signal.Stop(held) }
 }
 
 func devDir(cmd *cobra.Command, dir *string) {
