@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -88,6 +89,29 @@ func TestDevWithoutReader(t *testing.T) {
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("it did not stop")
+	}
+	if left := running(t, dir); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+// TestDevOnATakenPort: the reason is told, which only the controller knew, and nothing is left behind.
+func TestDevOnATakenPort(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	dir := filepath.Join(t.TempDir(), "d")
+	var errOut bytes.Buffer
+	cmd := exec.Command(os.Args[0], "dev", "--dir", dir, "--listen", ln.Addr().String())
+	cmd.Stderr = &errOut
+	err = cmd.Run()
+	if cmd.ProcessState.ExitCode() != exitFailed || !strings.Contains(errOut.String(), "address already in use") {
+		t.Errorf("it ended with %v and says %q", err, errOut.String())
+	}
+	if pids, err := filepath.Glob(filepath.Join(dir, "*.pid")); err != nil || len(pids) > 0 {
+		t.Errorf("pid files: %v, %v", pids, err)
 	}
 	if left := running(t, dir); len(left) > 0 {
 		t.Errorf("left behind: %q", left)

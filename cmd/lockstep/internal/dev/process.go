@@ -187,6 +187,25 @@ func (l Layout) End(ctx context.Context, members []Member, sig syscall.Signal, g
 	return ran, errors.Join(errs...)
 }
 
+// forget removes the pid files of members that do not run. The caller holds change.lock.
+func (l Layout) forget(members []Member) error {
+	var errs []error
+	for _, m := range members {
+		p, err := l.find(m)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case p != nil:
+			p.close()
+		default:
+			if err := os.Remove(l.PIDFile(m)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("remove the pid file of %s: %w", m, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Launch starts those of members that do not run, detached: they outlive the caller, and the
 // supervisor of the directory stops them at its end. It is refused without a supervisor.
 func (l Layout) Launch(members []Member) (started []Member, err error) {

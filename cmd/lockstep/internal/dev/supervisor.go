@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -155,19 +156,39 @@ func (s *Supervisor) poll(ctx context.Context, what string, try func(context.Con
 	defer tick.Stop()
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err := try(attempt)
-		cancel()
+		tried := make(chan struct{})
+		var err error
+		go func() {
+			defer close(tried)
+			err = try(attempt)
+		}()
+		select {
+		case <-tried:
+			cancel()
+		case m := <-s.died:
+			cancel()
+			<-tried
+			return fmt.Errorf("wait for %s: %s ended: %s; see %s", what, m, lastLine(s.layout.Log(m)), s.layout.Log(m))
+		}
 		if err == nil {
 			return nil
 		}
 		select {
-		case m := <-s.died:
-			return fmt.Errorf("wait for %s: %s ended; see %s", what, m, s.layout.Log(m))
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w (%w)", what, context.Cause(ctx), err)
 		case <-tick.C:
 		}
 	}
+}
+
+// lastLine is the last line of a log, where a process says why it ends.
+func lastLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "its log cannot be read"
+	}
+	text := strings.TrimSpace(string(data))
+	return text[strings.LastIndexByte(text, '\n')+1:]
 }
 
 // child starts a member and a goroutine that reports its end.
@@ -212,7 +233,9 @@ func (s *Supervisor) stop(ctx context.Context, spec Spec) error {
 	_, nodesErr := s.layout.End(ctx, spec.Members(""), syscall.SIGTERM, stopGrace)
 	_, controllerErr := s.layout.End(ctx, []Member{Controller}, syscall.SIGTERM, stopGrace)
 	s.waits.Wait()
-	if err := errors.Join(nodesErr, controllerErr); err != nil {
+	// Members that had ended by themselves left their pid files; under the lock none is started now.
+	forgetErr := s.layout.forget(append([]Member{Controller}, spec.Members("")...))
+	if err := errors.Join(nodesErr, controllerErr, forgetErr); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
 	s.printf("stopped")
