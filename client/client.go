@@ -133,6 +133,12 @@ func fromEnvironment(o Options, env func(string) string) (gophercloud.AuthOption
 	if auth.IdentityEndpoint == "" {
 		return auth, gophercloud.EndpointOpts{}, nil, ErrNoCredentials
 	}
+	if auth.Password == "" && auth.TokenID == "" && auth.ApplicationCredentialSecret == "" {
+		return auth, gophercloud.EndpointOpts{}, nil, fmt.Errorf("%w: OS_PASSWORD is not set", ErrNoCredentials)
+	}
+	if auth.TokenID == "" && auth.Username == "" && auth.UserID == "" && auth.ApplicationCredentialSecret == "" {
+		return auth, gophercloud.EndpointOpts{}, nil, fmt.Errorf("%w: OS_USERNAME is not set", ErrNoCredentials)
+	}
 	if auth.UserID == "" && auth.Username != "" {
 		auth.DomainID = first("OS_USER_DOMAIN_ID", "OS_DOMAIN_ID")
 		if auth.DomainID == "" {

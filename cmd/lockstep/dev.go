@@ -82,6 +82,8 @@ func devDir(cmd *cobra.Command, dir *string) {
 // devError gives the refusals of package dev their exit code.
 func devError(err error) error {
 	switch {
+	case errors.Is(err, dev.ErrUsage):
+		return usage(err)
 	case errors.Is(err, dev.ErrRefused):
 		return fmt.Errorf("%w (%w)", err, lockstep.ErrConflict)
 	case errors.Is(err, fs.ErrNotExist):

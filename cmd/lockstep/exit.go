@@ -48,7 +48,7 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &use), errors.Is(err, client.ErrNoCredentials), errors.Is(err, client.ErrClouds):
+	case errors.As(err, &use), errors.Is(err, errRefused), errors.Is(err, client.ErrNoCredentials), errors.Is(err, client.ErrClouds):
 		return exitUsage
 	case errors.Is(err, errWaitTimeout), errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, client.ErrUnreachable):
 		return exitTimeout
@@ -56,7 +56,7 @@ func exitCode(err error) int {
 		return exitUnreachable
 	case errors.Is(err, lockstep.ErrNotFound):
 		return exitNotFound
-	case errors.Is(err, lockstep.ErrConflict), errors.Is(err, errRefused):
+	case errors.Is(err, lockstep.ErrConflict):
 		return exitConflict
 	case errors.As(err, &refusal):
 		switch refusal.Status {

@@ -3,6 +3,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -111,9 +112,40 @@ func TestUsageErrors(t *testing.T) {
 		"nope", "group nope", "volume list extra", "group failover", "group failover a b", "group list --nope",
 		"volume create --name x", "pair create --priority-station az1", "dev kill", "help nope",
 		"node --id n1", "controller", "volume extend v --size many",
+		"dev --dir $DIR --nodes-per-az -1", "dev --dir $DIR --nodes-per-az 65", "dev --dir $DIR --az a/b",
+		"dev --dir $DIR --az a --az a", "dev --dir $DIR --listen nowhere", "dev --dir $DIR --listen 127.0.0.1:port",
+		"dev --dir $DIR --listen 127.0.0.1:65536",
 	} {
+		line = strings.ReplaceAll(line, "$DIR", t.TempDir())
 		if code, out, e := cli(t, strings.Fields(line)...); code != exitUsage || out != "" {
 			t.Errorf("%q: exit code %d, want %d; stdout %q, stderr %q", line, code, exitUsage, out, e)
 		}
+	}
+}
+
+// TestNoCredentials: what a shell without an openrc, or with half of one, is told.
+func TestNoCredentials(t *testing.T) {
+	for _, env := range []map[string]string{
+		{},
+		{"OS_AUTH_URL": "http://127.0.0.1:1/identity/v3", "OS_USERNAME": "admin"},
+		{"OS_AUTH_URL": "http://127.0.0.1:1/identity/v3", "OS_PASSWORD": "p"},
+	} {
+		for _, name := range []string{"OS_CLOUD", "OS_AUTH_URL", "OS_USERNAME", "OS_USER_ID", "OS_PASSWORD", "OS_TOKEN", "OS_APPLICATION_CREDENTIAL_SECRET"} {
+			t.Setenv(name, env[name])
+		}
+		if code, out, e := cli(t, "group", "list"); code != exitUsage || out != "" || !strings.Contains(e, "no credentials") {
+			t.Errorf("%v: exit code %d, want %d; stdout %q, stderr %q", env, code, exitUsage, out, e)
+		}
+	}
+}
+
+// TestNotConfirmed: a question that nobody answers is a wrong call, and what it was about was not done.
+func TestNotConfirmed(t *testing.T) {
+	a := &app{in: strings.NewReader("yes\n"), out: io.Discard, err: io.Discard}
+	if code := exitCode(a.confirm(confirmer{}, "it will go")); code != exitUsage {
+		t.Errorf("exit code %d, want %d", code, exitUsage)
+	}
+	if err := a.confirm(confirmer{yes: true}, "it will go"); err != nil {
+		t.Error(err)
 	}
 }

@@ -26,7 +26,8 @@ type app struct {
 const exitCodesText = `Exit codes:
   0  done
   1  failed
-  2  usage: an unknown command, flag or argument, or a wrong configuration
+  2  usage: an unknown command, flag or argument, a wrong configuration, no
+     credentials, or a question that was not answered with yes
   3  the thing does not exist
   4  conflict: refused because of the status the thing has
   5  timed out while waiting; what was asked for may still go on

@@ -189,7 +189,6 @@ func TestCommandLine(t *testing.T) {
 		{"group", "accept-directory", "h", "--node", "az1-node-1", "--reason", "r", "--yes"},
 		{"group", "back-out", "h", "--reason", "r", "--yes"},
 		{"group", "accept-lost-secondary", "h", "--node", "az2-node-1", "--reason", "r", "--yes"},
-		{"group", "failover", "h"}, // nobody was there to say yes
 	}
 	for _, args := range conflicts {
 		c.run(conflict, args...)
@@ -223,6 +222,7 @@ func TestCommandLine(t *testing.T) {
 		{"store", "recover", "--yes"},
 		{"group", "accept-lost-secondary", "h"},
 		{"group", "policy", "h", "lax"},
+		{"group", "failover", "h"}, // nobody was there to say yes
 		{"group", "create", "--pair", "p"},
 		{"volume", "create", "--name", "x"},
 		{"pair", "create", "--volume", "db", "--priority-station", "az1"},

@@ -51,6 +51,9 @@ type Layout struct {
 // ErrRefused means that the directory is in a condition that does not allow what was asked for.
 var ErrRefused = errors.New("refused")
 
+// ErrUsage means that what was asked for can be of no directory.
+var ErrUsage = errors.New("usage")
+
 var azName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 // Member is one process of the deployment: the controller, or a node if N > 0.
@@ -193,9 +196,11 @@ func (l Layout) settle(o Options) (Spec, error) {
 	if o.Listen != "" {
 		host, port, err := net.SplitHostPort(o.Listen)
 		if err != nil {
-			return s, fmt.Errorf("listen address: %w", err)
+			return s, fmt.Errorf("%w: listen address: %w", ErrUsage, err)
 		}
-		if port != "0" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return s, fmt.Errorf("%w: listen address: port %q is no number up to 65535", ErrUsage, port)
+		} else if n != 0 {
 			s.Listen = o.Listen
 		} else if s.Listen == "" || s.Listen == defaultListen {
 			if s.Listen, err = freePort(host); err != nil {
@@ -208,18 +213,18 @@ func (l Layout) settle(o Options) (Spec, error) {
 
 func (s Spec) check() error {
 	if len(s.AZs) == 0 {
-		return errors.New("at least one zone is needed")
+		return fmt.Errorf("%w: at least one zone is needed", ErrUsage)
 	}
 	for i, az := range s.AZs {
 		if !azName.MatchString(az) || az == "etcd" || strings.HasSuffix(az, ".lock") {
-			return fmt.Errorf("zone name %q: letters, digits, dots, dashes and underscores only, at most 63, and not \"etcd\"", az)
+			return fmt.Errorf("%w: zone name %q: letters, digits, dots, dashes and underscores only, at most 63, and not \"etcd\"", ErrUsage, az)
 		}
 		if slices.Contains(s.AZs[:i], az) {
-			return fmt.Errorf("zone %q is there twice", az)
+			return fmt.Errorf("%w: zone %q is there twice", ErrUsage, az)
 		}
 	}
 	if s.NodesPerAZ < 1 || s.NodesPerAZ > nodesMax {
-		return fmt.Errorf("%d nodes in a zone: between 1 and %d are possible", s.NodesPerAZ, nodesMax)
+		return fmt.Errorf("%w: %d nodes in a zone: between 1 and %d are possible", ErrUsage, s.NodesPerAZ, nodesMax)
 	}
 	return nil
 }
