@@ -135,6 +135,18 @@ func TestTypes(t *testing.T) {
 	if strings.Join(p.VolumeIDs, "|") != "a|b" || p.Progress != nil || p.CreatedAt.Nanosecond() != 839953000 || !p.UpdatedAt.IsZero() {
 		t.Errorf("%+v", p)
 	}
+	// What the server answers null stays null where it is shown, and "" stays "".
+	var g Group
+	var v Volume
+	for _, thing := range []any{&p, &g, &v} {
+		if err := json.Unmarshal([]byte(`{"name": null, "description": "", "updated_at": null}`), thing); err != nil {
+			t.Fatal(err)
+		}
+		out, err := json.Marshal(thing)
+		if err != nil || !strings.Contains(string(out), `"name":null,"description":""`) || !strings.Contains(string(out), `"updated_at":null`) {
+			t.Errorf("%s, %v", out, err)
+		}
+	}
 	for _, bad := range []string{`{"volume_ids": 3}`, `{"created_at": "yesterday"}`, `{"created_at": 4}`} {
 		if err := json.Unmarshal([]byte(bad), &p); err == nil {
 			t.Errorf("%s was taken", bad)

@@ -69,8 +69,8 @@ func (l *IDList) UnmarshalJSON(b []byte) error {
 // Pair is a replication pair as shown.
 type Pair struct {
 	ID                string  `json:"id"`
-	Name              string  `json:"name"`
-	Description       string  `json:"description"`
+	Name              *string `json:"name"`
+	Description       *string `json:"description"`
 	Status            string  `json:"status"`
 	ReplicationStatus string  `json:"replication_status"`
 	Progress          *string `json:"progress"`
@@ -88,8 +88,8 @@ type Pair struct {
 // Group is a consistency group as shown.
 type Group struct {
 	ID                string   `json:"id"`
-	Name              string   `json:"name"`
-	Description       string   `json:"description"`
+	Name              *string  `json:"name"`
+	Description       *string  `json:"description"`
 	Status            string   `json:"status"`
 	ReplicationStatus string   `json:"replication_status"`
 	PriorityStation   string   `json:"priority_station"`
@@ -107,8 +107,8 @@ type Group struct {
 // Volume is a disk as shown.
 type Volume struct {
 	ID                string            `json:"id"`
-	Name              string            `json:"name"`
-	Description       string            `json:"description"`
+	Name              *string           `json:"name"`
+	Description       *string           `json:"description"`
 	Status            string            `json:"status"`
 	SizeGiB           int64             `json:"size"`
 	Type              string            `json:"volume_type"`

@@ -74,15 +74,15 @@ func find[T any](ctx context.Context, kind, ref string, get func(context.Context
 }
 
 func findVolume(ctx context.Context, c *client.Client, ref string) (client.Volume, error) {
-	return find(ctx, "volume", ref, c.Volume, c.Volumes, func(v client.Volume) (string, string) { return v.ID, v.Name })
+	return find(ctx, "volume", ref, c.Volume, c.Volumes, func(v client.Volume) (string, string) { return v.ID, deref(v.Name) })
 }
 
 func findPair(ctx context.Context, c *client.Client, ref string) (client.Pair, error) {
-	return find(ctx, "pair", ref, c.Pair, c.Pairs, func(p client.Pair) (string, string) { return p.ID, p.Name })
+	return find(ctx, "pair", ref, c.Pair, c.Pairs, func(p client.Pair) (string, string) { return p.ID, deref(p.Name) })
 }
 
 func findGroup(ctx context.Context, c *client.Client, ref string) (client.Group, error) {
-	return find(ctx, "group", ref, c.Group, c.Groups, func(g client.Group) (string, string) { return g.ID, g.Name })
+	return find(ctx, "group", ref, c.Group, c.Groups, func(g client.Group) (string, string) { return g.ID, deref(g.Name) })
 }
 
 func pairIDs(ctx context.Context, c *client.Client, refs []string) ([]string, error) {

@@ -42,7 +42,7 @@ func (a *app) groupList() *cobra.Command {
 		}
 		rows := make([][]string, len(groups))
 		for i, g := range groups {
-			rows[i] = []string{g.ID, orDash(g.Name), g.Status, g.ReplicationStatus, g.PriorityStation, orDash(deref(g.FaultLevel)), fmt.Sprint(len(g.PairIDs))}
+			rows[i] = []string{g.ID, orDash(deref(g.Name)), g.Status, g.ReplicationStatus, g.PriorityStation, orDash(deref(g.FaultLevel)), fmt.Sprint(len(g.PairIDs))}
 		}
 		return a.printTable([]string{"ID", "NAME", "STATUS", "REPLICATION", "PRIMARY", "FAULT", "PAIRS"}, rows)
 	})
@@ -70,8 +70,8 @@ func (a *app) printGroup(g client.Group) error {
 	}
 	fields := [][2]string{
 		{"id", g.ID},
-		{"name", orDash(g.Name)},
-		{"description", orDash(g.Description)},
+		{"name", orDash(deref(g.Name))},
+		{"description", orDash(deref(g.Description))},
 		{"status", g.Status},
 		{"replication status", orDash(g.ReplicationStatus)},
 		{"fault level", orDash(deref(g.FaultLevel))},
@@ -183,7 +183,7 @@ func (a *app) groupDelete() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := a.confirm(yes, fmt.Sprintf("Group %s (%s) will be deleted.", g.ID, orDash(printable(g.Name)))); err != nil {
+		if err := a.confirm(yes, fmt.Sprintf("Group %s (%s) will be deleted.", g.ID, orDash(printable(deref(g.Name))))); err != nil {
 			return err
 		}
 		if err := c.DeleteGroup(ctx, g.ID); err != nil || !w.wait {

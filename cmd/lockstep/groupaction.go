@@ -79,7 +79,7 @@ old primary is fenced, and no write that was acknowledged is lost. It is refused
 (exit code 4) unless the secondary is in sync. For a planned change use switchover.`,
 		warn: func(g client.Group) []string {
 			return []string{
-				fmt.Sprintf("Group %s (%s): the zone other than %s becomes the primary.", g.ID, orDash(printable(g.Name)), g.PriorityStation),
+				fmt.Sprintf("Group %s (%s): the zone other than %s becomes the primary.", g.ID, orDash(printable(deref(g.Name))), g.PriorityStation),
 				fmt.Sprintf("Servers that still use the disks in %s get errors from now on; start them in the other zone.", g.PriorityStation),
 				"No acknowledged write is lost. Afterwards nothing is replicated until `lockstep group reprotect`.",
 			}
@@ -96,7 +96,7 @@ direction. Stop the production servers first: their disks are closed. It is
 refused (exit code 4) unless the group is active.`,
 		warn: func(g client.Group) []string {
 			return []string{
-				fmt.Sprintf("Group %s (%s): the zone other than %s becomes the primary; replication turns round.", g.ID, orDash(printable(g.Name)), g.PriorityStation),
+				fmt.Sprintf("Group %s (%s): the zone other than %s becomes the primary; replication turns round.", g.ID, orDash(printable(deref(g.Name))), g.PriorityStation),
 				fmt.Sprintf("The disks in %s are closed: stop the servers that use them first. No write is lost.", g.PriorityStation),
 			}
 		},

@@ -38,9 +38,9 @@ func (a *app) groupStatement(s statement) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		title := fmt.Sprintf("Group %s (%s): ", g.ID, orDash(printable(g.Name))) + s.title
+		title := fmt.Sprintf("Group %s (%s): ", g.ID, orDash(printable(deref(g.Name)))) + s.title
 		if s.node != "" {
-			title = fmt.Sprintf("Group %s (%s), node %s: ", g.ID, orDash(printable(g.Name)), node) + s.title
+			title = fmt.Sprintf("Group %s (%s), node %s: ", g.ID, orDash(printable(deref(g.Name))), node) + s.title
 		}
 		if err := a.confirm(yes, title, s.risk); err != nil {
 			return err

@@ -41,7 +41,7 @@ func (a *app) pairList() *cobra.Command {
 		}
 		rows := make([][]string, len(pairs))
 		for i, p := range pairs {
-			rows[i] = []string{p.ID, orDash(p.Name), p.Status, p.ReplicationStatus, orDash(deref(p.Progress)), p.PriorityStation, orDash(deref(p.FaultLevel)), orDash(deref(p.GroupID))}
+			rows[i] = []string{p.ID, orDash(deref(p.Name)), p.Status, p.ReplicationStatus, orDash(deref(p.Progress)), p.PriorityStation, orDash(deref(p.FaultLevel)), orDash(deref(p.GroupID))}
 		}
 		return a.printTable([]string{"ID", "NAME", "STATUS", "REPLICATION", "PROGRESS", "PRIMARY", "FAULT", "GROUP"}, rows)
 	})
@@ -68,8 +68,8 @@ func (a *app) printPair(p client.Pair) error {
 	}
 	return a.printFields([][2]string{
 		{"id", p.ID},
-		{"name", orDash(p.Name)},
-		{"description", orDash(p.Description)},
+		{"name", orDash(deref(p.Name))},
+		{"description", orDash(deref(p.Description))},
 		{"status", p.Status},
 		{"replication status", orDash(p.ReplicationStatus)},
 		{"progress", orDash(deref(p.Progress))},
@@ -148,7 +148,7 @@ released ("lockstep volume release").`,
 				return err
 			}
 			if err := a.confirm(yes,
-				fmt.Sprintf("Pair %s (%s) will end; its volumes %s stay.", p.ID, orDash(printable(p.Name)), strings.Join(p.VolumeIDs, " and ")),
+				fmt.Sprintf("Pair %s (%s) will end; its volumes %s stay.", p.ID, orDash(printable(deref(p.Name))), strings.Join(p.VolumeIDs, " and ")),
 				fmt.Sprintf("The volume in %s becomes a plain disk; the other one is unserved until it is released.", p.PriorityStation)); err != nil {
 				return err
 			}

@@ -39,7 +39,7 @@ func (a *app) volumeList() *cobra.Command {
 		}
 		rows := make([][]string, len(volumes))
 		for i, v := range volumes {
-			rows[i] = []string{v.ID, orDash(v.Name), v.Status, strconv.FormatInt(v.SizeGiB, 10), v.AvailabilityZone, v.Type, orDash(v.ReplicationStatus)}
+			rows[i] = []string{v.ID, orDash(deref(v.Name)), v.Status, strconv.FormatInt(v.SizeGiB, 10), v.AvailabilityZone, v.Type, orDash(v.ReplicationStatus)}
 		}
 		return a.printTable([]string{"ID", "NAME", "STATUS", "GIB", "AZ", "TYPE", "REPLICATION"}, rows)
 	})
@@ -66,8 +66,8 @@ func (a *app) printVolume(v client.Volume) error {
 	}
 	return a.printFields([][2]string{
 		{"id", v.ID},
-		{"name", orDash(v.Name)},
-		{"description", orDash(v.Description)},
+		{"name", orDash(deref(v.Name))},
+		{"description", orDash(deref(v.Description))},
 		{"status", v.Status},
 		{"size (GiB)", strconv.FormatInt(v.SizeGiB, 10)},
 		{"type", v.Type},
@@ -205,7 +205,7 @@ func (a *app) volumeDelete() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := a.confirm(yes, fmt.Sprintf("Volume %s (%s, %d GiB in %s) and all its data will be deleted.", v.ID, orDash(printable(v.Name)), v.SizeGiB, v.AvailabilityZone)); err != nil {
+			if err := a.confirm(yes, fmt.Sprintf("Volume %s (%s, %d GiB in %s) and all its data will be deleted.", v.ID, orDash(printable(deref(v.Name))), v.SizeGiB, v.AvailabilityZone)); err != nil {
 				return err
 			}
 			if err := c.DeleteVolume(ctx, v.ID); err != nil {

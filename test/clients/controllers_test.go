@@ -111,7 +111,7 @@ func TestTwoControllersAtOnce(t *testing.T) {
 		ok(t, err)
 		seen := map[string]bool{}
 		for _, v := range list {
-			if ids[v.Name] != v.ID || seen[v.ID] || v.AvailabilityZone != want[v.Name] {
+			if name := *v.Name; ids[name] != v.ID || seen[v.ID] || v.AvailabilityZone != want[name] {
 				t.Errorf("%s lists %+v", id, v)
 			}
 			seen[v.ID] = true
@@ -412,11 +412,12 @@ func TestCreationsWhileTheLeaderIsKilled(t *testing.T) {
 	found := map[string]int{}
 	byZone := map[string][]string{}
 	for _, v := range list {
-		found[v.Name]++
-		if ids[v.Name] != v.ID && !unknown[v.Name] || found[v.Name] > 1 {
+		name := *v.Name
+		found[name]++
+		if ids[name] != v.ID && !unknown[name] || found[name] > 1 {
 			t.Errorf("nobody asked for %+v, or only once", v)
 		}
-		settle(t, "volume "+v.Name, []string{"creating"}, "available", c.volumeStatus(lives, v.ID))
+		settle(t, "volume "+name, []string{"creating"}, "available", c.volumeStatus(lives, v.ID))
 		byZone[v.AvailabilityZone] = append(byZone[v.AvailabilityZone], v.ID)
 	}
 	for name := range ids {
