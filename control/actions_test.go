@@ -123,7 +123,6 @@ func TestStopWhileCopying(t *testing.T) {
 	id, _ := s.group(c, 1)
 	s.set(func() { s.slow = true })
 	s.act(c, id, ActionSync)
-	refused(t, c.Act(s.ctx, caller, id, ActionExtend, []Extend{{s.record(id).Members[0].Pair, 2}}), KindConflict, "")
 	s.act(c, id, ActionStop)
 	if r := s.record(id); r.State != protocol.StateNormal || r.Intent != protocol.IntentPaused {
 		t.Fatalf("record: %s", r.Describe())
@@ -131,6 +130,66 @@ func TestStopWhileCopying(t *testing.T) {
 	g := s.awaitGroup(c, id, StatusAvailable, ReplicationInactive)
 	if g.FaultLevel != FaultNone {
 		t.Fatalf("fault level %s", g.FaultLevel)
+	}
+}
+
+// Goal: an extend is taken while copying, the copying goes on at the epoch of the new sizes, and it
+// ends in sync.
+func TestExtendWhileCopying(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, pairs := s.group(c, 2)
+	s.set(func() { s.slow = true })
+	s.act(c, id, ActionSync)
+	before := s.record(id)
+	if err := c.Act(s.ctx, caller, id, ActionExtend, []Extend{{pairs[0], 2}, {pairs[1], 3}}); err != nil {
+		t.Fatal(err)
+	}
+	after := s.record(id)
+	if after.State != protocol.StateCopying || after.Epoch != before.Epoch+1 || after.Members[0].SizeBytes != 2*lockstep.GiB || after.Members[1].SizeBytes != 3*lockstep.GiB {
+		t.Fatalf("record: %s, %+v", after.Describe(), after.Members)
+	}
+	s.set(func() { s.slow = false })
+	s.awaitGroup(c, id, StatusAvailable, ReplicationActive)
+	checkRest(t, s)
+}
+
+// Goal: a copying that comes in sync in the middle of an extend changes nothing for it; one that is
+// aborted waits for its end before it starts again.
+func TestExtendAndTheEndOfCopying(t *testing.T) {
+	for name, end := range map[string]func(*site){
+		"in sync": func(s *site) { s.set(func() { s.slow = false }) },
+		"aborted": func(s *site) { s.set(func() { s.cut = true }); s.set(func() { s.cut, s.slow = false, false }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, "a1", "b1")
+			c, _ := s.controller(func(c *Config) { c.ExtendTimeout = 5 * time.Second })
+			id, pairs := s.group(c, 1)
+			s.set(func() { s.slow = true })
+			s.act(c, id, ActionSync)
+			stuck := s.record(id).Members[0].In("az1").Volume
+			s.set(func() { s.small[stuck] = true })
+			result := make(chan error, 1)
+			go func() { result <- c.Act(s.ctx, caller, id, ActionExtend, []Extend{{pairs[0], 2}}) }()
+			eventually(t, "the extend waits for the primary", func() bool {
+				kvs, _, err := s.st.List(s.ctx, store.PrefixOps)
+				return err == nil && len(kvs) == 1 && strings.Contains(string(kvs[0].Value), stepWaitPrimary)
+			})
+			end(s)
+			eventually(t, "the copying has ended", func() bool { return s.record(id).State == protocol.StateNormal })
+			if m := s.record(id).Members[0]; m.SizeBytes != lockstep.GiB || m.ExtendBytes != 2*lockstep.GiB {
+				t.Fatalf("in between: %+v", m)
+			}
+			s.set(func() { delete(s.small, stuck) })
+			if err := <-result; err != nil {
+				t.Fatal(err)
+			}
+			s.awaitGroup(c, id, StatusAvailable, ReplicationActive)
+			checkRest(t, s)
+			if m := s.record(id).Members[0]; m.SizeBytes != 2*lockstep.GiB || m.ExtendBytes != 0 {
+				t.Fatalf("in the end: %+v", m)
+			}
+		})
 	}
 }
 

@@ -15,7 +15,8 @@ import (
 )
 
 // Steps of an extend. The record's ExtendBytes is set by the transaction that creates the
-// operation, so that no copying starts in between; the announced size changes last.
+// operation, so that no copying starts in between; one that runs goes on, and may come in sync
+// before the announced size changes, which it does last.
 const (
 	stepGrowSecondary = "grow-secondary" // ask the secondary's nodes
 	stepWaitSecondary = "wait-secondary" // until their files and maps have grown
@@ -132,9 +133,6 @@ func (x *acting) checkExtend(args map[string]string) error {
 	}
 	if err := x.takeOver(&x.g, x.r); err != nil {
 		return err
-	}
-	if x.r.State == protocol.StateCopying {
-		return conflict("", "extend waits for no copying: the group has %s; try again when it is active, or stop it first", x.shown())
 	}
 	seen := map[lockstep.NodeID]Sight{}
 	for _, n := range x.r.Nodes() {
@@ -319,8 +317,8 @@ func (j *job) allGrown(sizes map[lockstep.PairID]growth, az lockstep.AZ) (bool, 
 
 // announce takes the new sizes into the record, the volumes' pairs included.
 func (j *job) announce(sizes map[lockstep.PairID]growth) error {
-	if j.r.State != protocol.StateNormal {
-		return nil // a stop or a trip is under way: wait for its end
+	if j.r.State != protocol.StateNormal && j.r.State != protocol.StateCopying {
+		return nil // a stop, a trip or a switchover is under way: wait for its end
 	}
 	wanted := map[lockstep.PairID]int64{}
 	for pair, g := range sizes {

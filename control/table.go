@@ -66,7 +66,7 @@ var ActionNeeds = map[Action]string{
 	ActionReverse:   "replication_status `active`, all nodes of both AZs alive, no other operation, and no running server on a production disk where Lockstep knows servers",
 	ActionStop:      "all primary nodes alive while in sync; a no-op when paused already; in an error status it pauses a group that still replicates, so that its pairs can be removed; it answers when it is effective",
 	ActionReprotect: "all nodes of both AZs alive, else 409 with code 37100043; no running server on a returned disk where Lockstep knows servers",
-	ActionExtend:    "replication_status neither `error` nor `copying`, all nodes of both AZs alive, no other operation; it answers when both sides are grown",
+	ActionExtend:    "replication_status not `error`, all nodes of both AZs alive, no other operation; it answers when both sides are grown; a copying goes on, and its progress may start again",
 }
 
 // verdict refuses an action that the status does not take, naming the statuses that do.

@@ -107,6 +107,8 @@ func (r Record) Sync() (Record, error) {
 	if r.State != StateNormal || r.InSync {
 		return r, refuse("sync", "%s", r.Describe())
 	}
+	// Files may be larger than announced until an extend has ended. A copying that began before goes
+	// on; one that began now would look at what is beyond the announced size.
 	for _, m := range r.Members {
 		if m.ExtendBytes != 0 {
 			return r, refuse("sync", "pair %s is being extended", m.Pair)
@@ -226,9 +228,10 @@ func (r Record) Told(node lockstep.NodeID) Record {
 	return n
 }
 
-// SetSizes announces new sizes after both sides of each pair have grown their files and maps.
+// SetSizes announces new sizes after both sides of each pair have grown their files and maps. A
+// copying goes on at the new epoch: it is an abort and a sync in one, so it may begin anew.
 func (r Record) SetSizes(sizes map[lockstep.PairID]int64) (Record, error) {
-	if r.State != StateNormal {
+	if r.State != StateNormal && r.State != StateCopying {
 		return r, refuse("extend", "%s", r.Describe())
 	}
 	n := r.next()

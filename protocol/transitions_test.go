@@ -189,8 +189,55 @@ func TestSetSizes(t *testing.T) {
 	if _, err := rec(StateNormal, false).SetSizes(map[lockstep.PairID]int64{"a": 1}); err == nil {
 		t.Error("a volume may shrink")
 	}
-	if _, err := rec(StateCopying, false).SetSizes(sizes); err == nil {
-		t.Error("extended while copying")
+	for _, state := range []State{StateTripping, StateFailovering, StateReversing, StateDeleted} {
+		if _, err := rec(state, state == StateTripping).SetSizes(sizes); err == nil {
+			t.Errorf("extended while %s", state)
+		}
+	}
+}
+
+// TestSetSizesWhileCopying: the copying goes on at the new epoch. For a node it is what an abort, the
+// new sizes and another sync would be, if it had missed the epochs in between.
+func TestSetSizesWhileCopying(t *testing.T) {
+	sizes := map[lockstep.PairID]int64{"a": 2 << 20}
+	for name, from := range map[string]Record{
+		"once in sync": rec(StateCopying, false, extending),
+		"new":          rec(StateCopying, false, neverSynced, extending),
+		"reprotect":    rec(StateCopying, false, func(r *Record) { r.Primary, r.Secondary = "az2", "az1" }, extending),
+	} {
+		is, err := from.SetSizes(sizes)
+		if err != nil || is.Epoch != from.Epoch+1 || is.Members[0].SizeBytes != 2<<20 || is.Members[0].ExtendBytes != 0 {
+			t.Fatalf("%s: %v, %+v", name, err, is)
+		}
+		want, err := from.AbortCopy(from.Epoch, CauseCopyAborted, "")
+		if err == nil {
+			want, err = want.SetSizes(sizes)
+		}
+		if err == nil {
+			want, err = want.Sync()
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		want.Epoch, want.Cause = is.Epoch, is.Cause
+		if !reflect.DeepEqual(is, want) {
+			t.Errorf("%s: %+v, want %+v", name, is, want)
+		}
+		// Reports of the epoch before end nothing.
+		answers := map[lockstep.NodeID]Answer{}
+		for _, n := range from.PrimaryNodes() {
+			a := Answer{Group: "g", Node: n, Epoch: from.Epoch, Step: StepTwoSided, Healthy: true, BootID: "b", PeerBoots: map[lockstep.NodeID]lockstep.BootID{}}
+			for _, peer := range from.PeersOf(n, from.Primary) {
+				a.PeerBoots[peer] = "b"
+			}
+			answers[n] = a
+		}
+		if next, _, ok := Advance(from, answers, false); !ok || next.Members[0].ExtendBytes != 2<<20 {
+			t.Errorf("%s: a pending extend changes the commit: %v, %+v", name, ok, next)
+		}
+		if _, _, ok := Advance(is, answers, false); ok {
+			t.Errorf("%s: in sync by reports of the epoch before", name)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-dr/lockstep/client"
+	"github.com/lockstep-dr/lockstep/nbd/nbdclient"
 	"github.com/lockstep-dr/lockstep/test/need"
 )
 
@@ -374,5 +376,69 @@ func TestTheDiskOfASecondaryIsRefusedWithTheReason(t *testing.T) {
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, "nbdinfo", uri).CombinedOutput(); err != nil {
 		t.Errorf("after a failover: %v: %s", err, out)
+	}
+}
+
+// TestExtendWhileCopying grows a pair in the middle of its first synchronization, under writes: the
+// call is taken, the copying goes on, and both sides are equal to the last byte of the new size.
+func TestExtendWhileCopying(t *testing.T) {
+	// Alone: it reads 4 GiB in the end, which would make others late.
+	d := deploy(t, 1)
+	w := d.wired()
+	g := d.group(d.pair(1))
+	p := g.pairs[0]
+	disk := g.open(p, "az1")
+	data := make([]byte, 24<<20)
+	_, _ = rand.Read(data) // never fails
+	if err := disk.WriteAt(d.ctx, data, 1<<20, false); err != nil {
+		t.Fatal(err)
+	}
+	w.replication[node("az2", 1)].limit(4 << 20)
+	g.act(client.ActionSync)
+	g.until(5*time.Second, "available", "copying", "0")
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	go func() { // writes to what is copied, what was, and what is not
+		for i := int64(0); ; i++ {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			if err := disk.WriteAt(d.ctx, data[i%1000*4096:][:4096], i*7919%(30<<20)/4096*4096, i%8 == 0); err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	if err := d.c.ExtendPairs(d.ctx, g.id, []client.Growth{{PairID: p.id, NewSizeGiB: 2}}); err != nil {
+		t.Fatal(err)
+	}
+	g.until(time.Second, "available", "copying", "0")
+	grown := g.open(p, "az1")
+	if grown.Size() != 2*gib {
+		t.Errorf("the disk shows %d bytes", grown.Size())
+	}
+	if err := grown.WriteAt(d.ctx, data[:1<<20], 2*gib-1<<20, false); err != nil {
+		t.Fatal(err)
+	}
+	w.replication[node("az2", 1)].limit(0)
+	g.untilActive()
+	close(stop)
+	if err := <-stopped; err != nil {
+		t.Fatalf("a write failed: %v", err)
+	}
+	for _, c := range []*nbdclient.Client{disk, grown} {
+		if err := c.Flush(d.ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.sameFiles(p)
+	// What was written into the new part is there after a failover.
+	g.failover()
+	there := g.open(p, "az2")
+	got := make([]byte, 1<<20)
+	if err := there.ReadAt(d.ctx, got, 2*gib-1<<20); err != nil || !bytes.Equal(got, data[:1<<20]) {
+		t.Errorf("the new part after the failover: %v, equal %v", err, bytes.Equal(got, data[:1<<20]))
 	}
 }
