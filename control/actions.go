@@ -119,9 +119,6 @@ func (x *acting) cleared() bool {
 }
 
 func (x *acting) needAllNodes(what string) error {
-	if len(x.r.Members) == 0 {
-		return conflict("", "%s needs at least one pair in the group", what)
-	}
 	if gone := x.gone(x.r.Nodes()); len(gone) > 0 {
 		return conflict(codePeerUnreachable, "%s needs the nodes of both AZs; node %s is not alive", what, joinIDs(gone))
 	}
@@ -168,8 +165,12 @@ func (x *acting) startMove(kind string, next protocol.Record) {
 	x.changed()
 }
 
-// sync starts copying; on a failed-over group it is the reprotect. It is idempotent.
+// sync starts copying; on a failed-over group it is the reprotect. It is idempotent, and nothing is
+// to be done in a group without pairs: clients end every update with it, one that empties it as well.
 func (c *Controller) sync(x *acting) error {
+	if len(x.r.Members) == 0 {
+		return nil
+	}
 	what := "sync"
 	if x.r.FailedOver {
 		what = "reprotect"

@@ -237,7 +237,8 @@ func TestRefusals(t *testing.T) {
 		{"failover, never in sync", func() error { return act(s.fresh, ActionFailover) }, KindConflict, ""},
 		{"failover, failed over", func() error { return act(s.old, ActionFailover) }, KindConflict, ""},
 		{"failover, secondary gone", down("b1", func() error { return act(s.active, ActionFailover) }), KindConflict, codePeerUnreachable},
-		{"sync, empty", func() error { return act(s.empty, ActionSync) }, KindConflict, ""},
+		{"reprotect, empty", func() error { return act(s.empty, ActionReprotect) }, KindConflict, ""},
+		{"reverse, empty", func() error { return act(s.empty, ActionReverse) }, KindConflict, ""},
 		{"sync, secondary gone", down("b1", func() error { return act(s.fresh, ActionSync) }), KindConflict, codePeerUnreachable},
 		{"sync, primary gone", down("a1", func() error { return act(s.fresh, ActionSync) }), KindConflict, codePeerUnreachable},
 		{"reverse, not active", func() error { return act(s.fresh, ActionReverse) }, KindConflict, ""},
@@ -286,6 +287,7 @@ func TestNoOps(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"stop, never synchronized": func() error { return s.c.Act(s.ctx, caller, s.fresh, ActionStop, nil) },
 		"stop, failed over":        func() error { return s.c.Act(s.ctx, caller, s.old, ActionStop, nil) },
+		"sync, empty":              func() error { return s.c.Act(s.ctx, caller, s.empty, ActionSync, nil) },
 		"sync, active":             func() error { return s.c.Act(s.ctx, caller, s.active, ActionSync, nil) },
 		"extend to what it has":    func() error { return s.c.Act(s.ctx, caller, s.fresh, ActionExtend, []Extend{{s.inNew, 1}}) },
 		"release a plain disk":     func() error { return s.c.ReleaseVolume(s.ctx, caller, s.a) },

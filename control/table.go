@@ -62,7 +62,7 @@ var ActionTable = map[Action]map[string]Verdict{
 // no-op.
 var ActionNeeds = map[Action]string{
 	ActionFailover:  "in sync (replication_status `active`), and every secondary node alive; else 409 with the fault_level",
-	ActionSync:      "at least one pair, and all nodes of both AZs alive, else 409 with code 37100043; a no-op while `active` or `copying`; in `failovered` the same as reprotect",
+	ActionSync:      "all nodes of both AZs alive, else 409 with code 37100043; a no-op while `active` or `copying`, and without pairs; in `failovered` the same as reprotect",
 	ActionReverse:   "replication_status `active`, all nodes of both AZs alive, no other operation, and no running server on a production disk where Lockstep knows servers",
 	ActionStop:      "all primary nodes alive while in sync; a no-op when paused already; in an error status it pauses a group that still replicates, so that its pairs can be removed; it answers when it is effective",
 	ActionReprotect: "all nodes of both AZs alive, else 409 with code 37100043; no running server on a returned disk where Lockstep knows servers",

@@ -143,6 +143,10 @@ func TestTerraform(t *testing.T) {
 	p.untilActive(g, "az1")
 	p.updateGroup(g, groups.UpdateOpts{RemoveReplicationIDs: []string{pair2}})
 	p.untilActive(g, "az1")
+	p.updateGroup(g, groups.UpdateOpts{RemoveReplicationIDs: []string{pair1}}) // its sync has nothing to do
+	p.readGroup(g, "h", "az1")
+	p.updateGroup(g, groups.UpdateOpts{AddReplicationIDs: []string{pair1}})
+	p.untilActive(g, "az1")
 	p.destroyGroup(g)
 
 	// Destroy while copying. The pairs know each other's data: their group is made anew.
