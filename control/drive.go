@@ -391,6 +391,9 @@ func (d *driver) driveVolume(ctx context.Context, id lockstep.VolumeID) error {
 			return nil
 		}
 		if next, changed := settleVolume(v, o); changed {
+			if v.Status != StatusCreating { // one that was never updated has no such time
+				next.UpdatedAt = ptr(t.now)
+			}
 			t.put(store.KeyVolume(id), next)
 		}
 		return nil

@@ -257,7 +257,7 @@ func (j *job) hopeless() string {
 func (j *job) grow(sizes map[lockstep.PairID]growth, az lockstep.AZ, next string) error {
 	err := j.each(sizes, az, func(v store.Volume, g growth) error {
 		if v.SizeBytes < g.new {
-			v.SizeBytes = g.new
+			v.SizeBytes, v.UpdatedAt = g.new, ptr(j.now)
 			j.put(store.KeyVolume(v.ID), v)
 		}
 		return nil
@@ -328,7 +328,7 @@ func (j *job) announce(sizes map[lockstep.PairID]growth) error {
 			return err
 		}
 		if found {
-			p.Meta.SizeGiB = g.new / lockstep.GiB
+			p.Meta.SizeGiB, p.UpdatedAt = g.new/lockstep.GiB, ptr(j.now)
 			j.put(store.KeyPair(pair), p)
 		}
 	}
@@ -356,7 +356,7 @@ func (j *job) undo(sizes map[lockstep.PairID]growth) error {
 	for _, az := range []lockstep.AZ{j.r.Primary, j.r.Secondary} {
 		err := j.each(sizes, az, func(v store.Volume, g growth) error {
 			if v.SizeBytes == g.new {
-				v.SizeBytes = g.old
+				v.SizeBytes, v.UpdatedAt = g.old, ptr(j.now)
 				j.put(store.KeyVolume(v.ID), v)
 			}
 			return nil

@@ -59,7 +59,9 @@ func (c *Controller) CreateGroup(ctx context.Context, caller Caller, req GroupCr
 		record = protocol.NewGroup(id, caller.Project, req.Priority, secondary, members)
 		t.create(store.KeyGroup(id), group)
 		t.create(store.KeyRecord(id), record)
-		t.createOp(c.newSettle(opID, t, caller, group, record.Epoch, ""))
+		op := c.newSettle(opID, t, caller, group, record.Epoch, "")
+		op.Args[argMade] = "yes"
+		t.createOp(op)
 		t.history(record, "created", caller.who(), caller.RequestID)
 		return nil
 	})
@@ -125,7 +127,7 @@ func (t *tx) join(g lockstep.GroupID, p store.Pair, vols [2]store.Volume) {
 	p.Group, p.UpdatedAt = g, ptr(t.now)
 	t.put(store.KeyPair(p.ID), p)
 	for _, v := range vols {
-		v.Access = store.Access{Mode: store.AccessGroup, Group: g}
+		v.Access, v.UpdatedAt = store.Access{Mode: store.AccessGroup, Group: g}, ptr(t.now)
 		t.put(store.KeyVolume(v.ID), v)
 	}
 }
@@ -139,7 +141,7 @@ func (t *tx) leave(p store.Pair, primary lockstep.AZ) error {
 	p.Group, p.Primary, p.UpdatedAt = "", primary, ptr(t.now)
 	t.put(store.KeyPair(p.ID), p)
 	for _, v := range vols {
-		v.Access = serveInPair(p, v.ID)
+		v.Access, v.UpdatedAt = serveInPair(p, v.ID), ptr(t.now)
 		t.put(store.KeyVolume(v.ID), v)
 	}
 	return nil

@@ -38,6 +38,7 @@ func (t *tx) history(r protocol.Record, what, by, request string) {
 	if r.Epoch > historyEpochs {
 		t.delete(keyHistoryEpoch(r.Group, r.Epoch-historyEpochs))
 	}
+	t.touched[r.Group] = true
 	t.put(keyHistoryEpoch(r.Group, r.Epoch), store.HistoryEntry{
 		At: t.now, Group: r.Group, Epoch: r.Epoch, What: what, By: by, RequestID: request,
 	})
@@ -45,6 +46,7 @@ func (t *tx) history(r protocol.Record, what, by, request string) {
 
 // event adds an entry for something that makes no epoch.
 func (t *tx) event(r protocol.Record, what, by, request string) {
+	t.touched[r.Group] = true
 	t.put(keyHistoryEvent(r.Group, r.Epoch, t.now.UnixNano()), store.HistoryEntry{
 		At: t.now, Group: r.Group, Epoch: r.Epoch, What: what, By: by, RequestID: request,
 	})

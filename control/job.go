@@ -25,6 +25,7 @@ const (
 const (
 	argEpoch   = "epoch"   // that the call made
 	argRestore = "restore" // settle: the overlay to show afterwards
+	argMade    = "made"    // settle: set if it is of a create
 	argTo      = "to"      // failover, reverse: the AZ that becomes primary
 )
 
@@ -77,6 +78,9 @@ func (j *job) finish() {
 	j.delete(store.KeyOp(j.op.ID))
 	if j.mine() {
 		j.g.Op = ""
+		if j.op.Args[argMade] == "" { // a group that was never updated has no such time
+			j.g.UpdatedAt = ptr(j.now)
+		}
 		j.put(store.KeyGroup(j.g.ID), j.g)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
@@ -47,7 +48,7 @@ func (c *Controller) CreatePair(ctx context.Context, caller Caller, req PairCrea
 			CreatedAt: t.now,
 		}
 		for _, v := range vols {
-			v.Pair, v.Access = id, serveInPair(pair, v.ID)
+			v.Pair, v.Access, v.UpdatedAt = id, serveInPair(pair, v.ID), ptr(t.now)
 			t.put(store.KeyVolume(v.ID), v)
 		}
 		t.create(store.KeyPair(id), pair)
@@ -186,10 +187,19 @@ func (c *Controller) viewPair(s *snapshot, p store.Pair) PairView {
 	if record != nil {
 		view.Priority = record.Primary
 		seen, alive = s.sights[p.Group], s.aliveSet(*record)
+		view.UpdatedAt = later(p.UpdatedAt, s.groups[p.Group].UpdatedAt) // its statuses are the group's
 	}
 	st := DerivePair(p, record, seen, alive, c.cfg.Now())
 	view.ReplicationStatus, view.FaultLevel, view.Progress = st.ReplicationStatus, st.FaultLevel, st.Progress
 	return view
+}
+
+// later is the later one of two times, of which either may be missing.
+func later(a, b *time.Time) *time.Time {
+	if a == nil || b != nil && b.After(*a) {
+		return b
+	}
+	return a
 }
 
 // DeletePair dissolves a pair that is in no group. Its production volume is an ordinary disk from
@@ -217,7 +227,7 @@ func (c *Controller) DeletePair(ctx context.Context, caller Caller, id lockstep.
 			if !found || v.Pair != id {
 				continue
 			}
-			v.Pair, v.Access = "", store.Access{Mode: store.AccessPlain}
+			v.Pair, v.Access, v.UpdatedAt = "", store.Access{Mode: store.AccessPlain}, ptr(t.now)
 			if vid == dr {
 				v.Access = store.Access{Mode: store.AccessRefused, Reason: fmt.Sprintf(
 					"volume %s was the DR disk of the deleted pair %s with production disk %s and is only a copy; release the volume to use it",

@@ -23,6 +23,8 @@ type tx struct {
 	cmps map[string]int64
 	puts map[string]store.Op
 	raw  map[string]store.KV // read in this attempt, so that reading twice gives one answer
+	// touched are the groups of which something was written to the history: what they show changes.
+	touched map[lockstep.GroupID]bool
 }
 
 // maxAttempts bounds the retries of one change; losing that often means the caller should retry.
@@ -44,6 +46,7 @@ func (c *Controller) update(ctx context.Context, fence []store.Cmp, build func(*
 		t := &tx{
 			ctx: ctx, st: c.cfg.Store, now: c.stamp(),
 			cmps: map[string]int64{}, puts: map[string]store.Op{}, raw: map[string]store.KV{},
+			touched: map[lockstep.GroupID]bool{},
 		}
 		if err := build(t); errors.Is(err, errTorn) && attempt < maxAttempts-1 {
 			continue
@@ -52,6 +55,9 @@ func (c *Controller) update(ctx context.Context, fence []store.Cmp, build func(*
 		}
 		if len(t.puts) == 0 {
 			return nil
+		}
+		if err := t.stampGroups(); err != nil {
+			return err
 		}
 		ok, err := t.commit(fence)
 		if err != nil {
@@ -65,6 +71,31 @@ func (c *Controller) update(ctx context.Context, fence []store.Cmp, build func(*
 		}
 	}
 	return fmt.Errorf("%w: lost %d attempts", lockstep.ErrConflict, maxAttempts)
+}
+
+// stampGroups sets the time of the last update of every group that was touched, except of one that is
+// made or removed by this transaction.
+func (t *tx) stampGroups() error {
+	for id := range t.touched {
+		key := store.KeyGroup(id)
+		g, found, err := get[store.Group](t, key)
+		if err != nil {
+			return err
+		}
+		if op, written := t.puts[key]; written {
+			if op.Delete {
+				continue
+			}
+			if g, err = store.Decode[store.Group](op.Value); err != nil {
+				return fmt.Errorf("group %s as written: %w", id, err)
+			}
+		}
+		if found {
+			g.UpdatedAt = ptr(t.now)
+			t.put(key, g)
+		}
+	}
+	return nil
 }
 
 // errTorn: the values of one attempt contradict each other, because the reads are not of one

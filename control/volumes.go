@@ -155,7 +155,8 @@ func (c *Controller) viewVolume(s *snapshot, v store.Volume) VolumeView {
 	v.Attachments = slices.Clone(v.Attachments)
 	view := VolumeView{Volume: v, ReplicationStatus: ReplicationDisabled}
 	if p, ok := s.pairs[v.Pair]; ok && v.Pair != "" {
-		view.ReplicationStatus = c.viewPair(s, p).ReplicationStatus
+		pair := c.viewPair(s, p)
+		view.ReplicationStatus, view.UpdatedAt = pair.ReplicationStatus, later(v.UpdatedAt, pair.UpdatedAt)
 	}
 	return view
 }
