@@ -206,12 +206,9 @@ func (c *Controller) sync(x *acting) error {
 	return nil
 }
 
-// checkMembersStopped refuses while a server that is known to run uses a disk of that AZ. Without
-// knowledge of servers it refuses nothing: the data path is safe either way.
+// checkMembersStopped refuses while a server that runs, as far as is known, uses a disk of that AZ.
+// The data is safe either way; but the server would meet errors, or data that is not what it left.
 func (c *Controller) checkMembersStopped(x *acting, az lockstep.AZ) error {
-	if c.cfg.Servers == nil {
-		return nil
-	}
 	for _, m := range x.r.Members {
 		v, found, err := peek[store.Volume](x.tx, store.KeyVolume(m.In(az).Volume))
 		if err != nil {

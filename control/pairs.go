@@ -128,18 +128,23 @@ func (c *Controller) checkPairable(t *tx, prod, dr store.Volume) error {
 	return c.checkStopped(t.ctx, codeDRAttached, "DR volume", dr)
 }
 
-// checkStopped refuses a volume that a running server may be using.
+// checkStopped refuses a volume that a running server may be using. Where servers are not known, an
+// attached one counts as running.
 func (c *Controller) checkStopped(ctx context.Context, code, what string, v store.Volume) error {
 	for _, a := range v.Attachments {
-		running := true
-		if c.cfg.Servers != nil {
-			var err error
-			if running, err = c.cfg.Servers.Running(ctx, a.Server); err != nil {
-				return fmt.Errorf("state of server %s: %w", a.Server, err)
-			}
+		server := "server " + a.Server
+		if a.Server == "" {
+			server = "host " + a.Host
+		}
+		if c.cfg.Servers == nil || a.Server == "" {
+			return badRequest(code, "%s %s is attached to %s, which counts as running: stop it and detach the volume first", what, v.ID, server)
+		}
+		running, err := c.cfg.Servers.Running(ctx, a.Server)
+		if err != nil {
+			return fmt.Errorf("state of %s: %w", server, err)
 		}
 		if running {
-			return badRequest(code, "%s %s is attached to running server %s: stop it first", what, v.ID, a.Server)
+			return badRequest(code, "%s %s is attached to running %s: stop it first", what, v.ID, server)
 		}
 	}
 	return nil

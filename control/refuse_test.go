@@ -343,6 +343,47 @@ func TestAsRefusal(t *testing.T) {
 	}
 }
 
+// Goal: where servers are not known, an attached one counts as running, for a switchover and a
+// reprotect as for a new pair: each is refused with its id until it is detached. The disks that are
+// to be used then may be attached.
+func TestAttachedCountsAsRunning(t *testing.T) {
+	s := newStill(t)
+	for _, row := range []struct {
+		group    lockstep.GroupID
+		action   Action
+		az, free lockstep.AZ
+	}{
+		{s.active, ActionReverse, "az1", "az2"},
+		{s.old, ActionReprotect, "az1", "az2"},
+		{s.old, ActionSync, "az1", "az2"},
+	} {
+		record := s.record(row.group)
+		attach := func(az lockstep.AZ, list ...store.Attachment) {
+			s.edit(record.Members[0].In(az).Volume, func(v *store.Volume) { v.Attachments = list })
+		}
+		attach(row.free, store.Attachment{Server: "srv-there"})
+		for _, at := range []store.Attachment{{Server: "srv-1"}, {Host: "host-1"}} {
+			attach(row.az, at)
+			before := s.dump()
+			err := s.c.Act(s.ctx, caller, row.group, row.action, nil)
+			refused(t, err, KindConflict, "")
+			if !strings.Contains(err.Error(), at.Server+at.Host) {
+				t.Errorf("%s: refused with %q, which does not name the server", row.action, err)
+			}
+			if !reflect.DeepEqual(before, s.dump()) {
+				t.Errorf("%s: the store changed", row.action)
+			}
+		}
+		attach(row.az)
+		s.act(s.c, row.group, row.action)
+		attach(row.free)
+		s.put(store.KeyRecord(row.group), record)
+		if _, err := store.Update(s.ctx, s.st, store.KeyGroup(row.group), func(g *store.Group) error { g.Op = ""; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 type servers map[string]bool
 
 func (s servers) Running(_ context.Context, id string) (bool, error) { return s[id], nil }

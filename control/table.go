@@ -63,9 +63,9 @@ var ActionTable = map[Action]map[string]Verdict{
 var ActionNeeds = map[Action]string{
 	ActionFailover:  "in sync (replication_status `active`), and every secondary node alive; else 409 with the fault_level",
 	ActionSync:      "all nodes of both AZs alive, else 409 with code 37100043; a no-op while `active` or `copying`, and without pairs; in `failovered` the same as reprotect",
-	ActionReverse:   "replication_status `active`, all nodes of both AZs alive, no other operation, and no running server on a production disk where Lockstep knows servers",
+	ActionReverse:   "replication_status `active`, all nodes of both AZs alive, no other operation, and no running server on a production disk (an attached server counts as running), else 409 with its id",
 	ActionStop:      "all primary nodes alive while in sync; a no-op when paused already; in an error status it pauses a group that still replicates, so that its pairs can be removed; it answers when it is effective",
-	ActionReprotect: "all nodes of both AZs alive, else 409 with code 37100043; no running server on a returned disk where Lockstep knows servers",
+	ActionReprotect: "all nodes of both AZs alive, else 409 with code 37100043; no running server on a returned disk (an attached server counts as running), else 409 with its id",
 	ActionExtend:    "replication_status not `error`, all nodes of both AZs alive, no other operation; it answers when both sides are grown; a copying goes on, and its progress may start again",
 }
 
