@@ -205,10 +205,10 @@ func (s *server) authorize(req *rest.Request) error {
 	if t.Project == nil {
 		return rest.Forbidden("the token is not scoped to a project; this call needs one scoped to project %.80s", project)
 	}
+	req.Caller = caller(req, t) // also of a call that is refused: the log tells who it was
 	if t.Project.ID != project {
 		return rest.Forbidden("the token is scoped to project %s, the path names %.80s", t.Project.ID, project)
 	}
-	req.Caller = caller(req, t)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -403,6 +404,79 @@ func TestNegotiation(t *testing.T) {
 		}
 		if strings.HasPrefix(c.path, "/v3/P") && a.Header.Get("OpenStack-API-Version") != "volume 3.0" {
 			t.Errorf("%s: OpenStack-API-Version is %q", c.path, a.Header.Get("OpenStack-API-Version"))
+		}
+	}
+}
+
+// TestAudit: every call that may change something leaves one line with who, what, which and the id
+// that the client got, whatever came of it; calls that only look leave none.
+func TestAudit(t *testing.T) {
+	r := newRig(t)
+	other, err := r.users.CreateProject(t.Context(), "default", "p2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v1, v2 := r.volume("az1"), r.volume("az2")
+	type line struct{ User, Project, Action, Resource, Result string }
+	last := func(a answer) (found []line) {
+		for text := range strings.Lines(r.log.String()) {
+			var l struct {
+				line
+				Msg       string
+				RequestID string `json:"request_id"`
+				Status    int
+			}
+			if err := json.Unmarshal([]byte(text), &l); err != nil {
+				t.Fatal(err)
+			}
+			if l.Msg == "audit" && l.RequestID == a.Header.Get("X-Request-Id") {
+				found = append(found, l.line)
+				if l.Status != a.StatusCode {
+					t.Errorf("status %d, answered %d", l.Status, a.StatusCode)
+				}
+			}
+		}
+		return found
+	}
+	admin := r.boot.UserID
+	want := func(a answer, action, resource, result string) {
+		t.Helper()
+		if got := last(a); len(got) != 1 || got[0] != (line{admin, r.project, action, resource, result}) {
+			t.Errorf("%s %s: %+v, want %s %s %s", a.Request.Method, a.Request.URL.Path, got, action, resource, result)
+		}
+	}
+	a := r.v2("POST", "/volumes", `{"volume":{"size":10}}`)
+	want(a, "create", "volumes/"+a.str(t, "volume.id"), "taken")
+	want(r.v2("PUT", "/volumes/"+v1, `{"volume":{"name":"x"}}`), "update", "volumes/"+v1, "taken")
+	want(r.v2("POST", "/volumes/"+v1+"/action", `{"os-reserve":null}`), "os-reserve", "volumes/"+v1, "taken")
+	want(r.v2("POST", "/volumes/"+v1+"/action", `{"os-retype":null}`), "os-retype", "volumes/"+v1, "failed")
+	want(r.v2("POST", "/volumes/"+v1+"/action", `{"what?":null}`), "action", "volumes/"+v1, "refused")
+	want(r.v2("PUT", "/volumes/"+v1+"/metadata", `{"metadata":{}}`), "update", "volumes/"+v1+"/metadata", "taken")
+	a = r.v2("POST", "/cloudvolumes", `{"volume":{"size":10}}`)
+	want(a, "create", "cloudvolumes/"+a.at(t, "volume_ids").([]any)[0].(string), "taken")
+	want(r.v2("POST", "/cloudvolumes/"+v2+"/action", `{"os-extend":{"new_size":1}}`), "os-extend", "cloudvolumes/"+v2, "refused")
+	a = r.v2("POST", "/os-vendor-replications", pairOf(r.volume("az1"), v2, "az1"))
+	pair := a.str(t, "replication.id")
+	want(a, "create", "os-vendor-replications/"+pair, "taken")
+	group := r.group(pair)
+	g := groupsPath + "/" + group
+	want(r.v2("PUT", g, `{"replication_consistency_group":{"name":"n"}}`), "update", g[1:], "taken")
+	want(r.v2("POST", g+"/action", `{"os-sync-replication-consistency-group":null}`), "os-sync-replication-consistency-group", g[1:], "taken")
+	want(r.v2("POST", g+"/action", `{"lockstep-one-sided":{"policy":"strict"}}`), "lockstep-one-sided", g[1:], "taken")
+	want(r.v2("POST", g+"/action", `{"lockstep-continue":{}}`), "lockstep-continue", g[1:], "refused")
+	want(r.v2("DELETE", g, ""), "delete", g[1:], "refused")
+	want(r.v2("DELETE", "/os-vendor-replications/"+pair, ""), "delete", "os-vendor-replications/"+pair, "refused")
+	want(r.do("DELETE", "/v2/"+other.ID+"/volumes/"+v1, ""), "delete", "volumes/"+v1, "refused")
+	r.svc.err = fmt.Errorf("broken")
+	want(r.v2("DELETE", "/volumes/"+v1, ""), "delete", "volumes/"+v1, "failed")
+	r.svc.err = nil
+	a = r.v2("DELETE", "/volumes/"+v1, "", "X-Auth-Token: ")
+	if got := last(a); len(got) != 1 || got[0] != (line{"", "", "delete", "volumes/" + v1, "refused"}) {
+		t.Errorf("without a token: %+v", got)
+	}
+	for _, path := range []string{"/volumes", g, "/os-vendor-replications"} {
+		if got := last(r.v2("GET", path, "")); got != nil {
+			t.Errorf("a look at %s is a change: %+v", path, got)
 		}
 	}
 }

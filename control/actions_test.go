@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -245,6 +246,27 @@ func TestExtendAndFailover(t *testing.T) {
 	checkRest(t, s)
 	if got := s.record(id).Members[0]; got.SizeBytes != lockstep.GiB || got.ExtendBytes != 0 {
 		t.Fatalf("after the failover: %+v", got)
+	}
+}
+
+// Goal: a change of name or description is in the group's history with its request; an update that
+// changes nothing is not.
+func TestRenameIsInTheHistory(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, _ := s.group(c, 1)
+	entries := len(must[[]store.HistoryEntry](t)(c.History(s.ctx, caller, id)))
+	for i, u := range []GroupUpdate{{}, {Name: ptr("n"), SetName: true}, {SetDesc: true}} {
+		by := caller
+		by.RequestID = fmt.Sprint("req-", i)
+		must[GroupView](t)(c.UpdateGroup(s.ctx, by, id, u))
+		list := must[[]store.HistoryEntry](t)(c.History(s.ctx, caller, id))
+		if want := entries + i; len(list) != want {
+			t.Fatalf("update %d: %d entries, want %d: %+v", i, len(list), want, list)
+		}
+		if e := list[len(list)-1]; i > 0 && (e.RequestID != by.RequestID || e.By != caller.User || e.What != "name or description changed") {
+			t.Errorf("update %d: %+v", i, e)
+		}
 	}
 }
 

@@ -256,6 +256,9 @@ func (c *Controller) UpdateGroup(ctx context.Context, caller Caller, id lockstep
 			g.Description = u.Description
 		}
 		g.UpdatedAt = ptr(t.now)
+		if u.SetName || u.Name != nil || u.SetDesc || u.Description != nil {
+			t.event(r, "name or description changed", caller.who(), caller.RequestID)
+		}
 		var epoch lockstep.Epoch // that the nodes are to adopt before it is done; 0: none
 		if len(u.Add)+len(u.Remove) > 0 {
 			if r, err = c.changeMembers(t, caller, &g, r, u); err != nil {

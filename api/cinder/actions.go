@@ -54,6 +54,9 @@ func (a *api) action(w http.ResponseWriter, r *rest.Request) error {
 	}
 	key := body.Keys()[0]
 	act, ok := actions[key]
+	if ok || refusedActions[key] {
+		r.Action = key
+	}
 	if !ok && refusedActions[key] {
 		return rest.NotImplemented("action %s is not supported", key)
 	}

@@ -53,6 +53,7 @@ func (a *api) create(w http.ResponseWriter, r *rest.Request) error {
 	if err != nil {
 		return err
 	}
+	r.Made = string(view.ID)
 	return answer(w, r, http.StatusAccepted, view)
 }
 

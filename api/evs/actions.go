@@ -81,13 +81,19 @@ var statements = map[string]control.Statement{
 	"lockstep-accept-lost-secondary": control.StateLostSecondary,
 }
 
+// keyOneSided chooses the policy for a primary without its secondary.
+const keyOneSided = "lockstep-one-sided"
+
 // declare takes a body with one of Lockstep's own actions; ok is false if it holds none.
 func (a *api) declare(r *rest.Request, body *rest.Object) (ok bool, err error) {
 	if len(body.Keys()) != 1 {
 		return false, nil
 	}
 	key := body.Keys()[0]
-	if key == "lockstep-one-sided" {
+	if statements[key] != "" || actions[key] != "" || key == keyOneSided {
+		r.Action = key
+	}
+	if key == keyOneSided {
 		o := body.Object(key)
 		o.Only("policy")
 		policy := o.String("policy")
@@ -179,6 +185,7 @@ func (a *api) recoverStore(w http.ResponseWriter, r *rest.Request) error {
 	if err != nil {
 		return err
 	}
+	r.Action = "recover"
 	body.Only("recovery")
 	o := body.Object("recovery")
 	o.Only("reason", "off")

@@ -93,6 +93,7 @@ func (a *api) createGroup(w http.ResponseWriter, r *rest.Request) error {
 	if err != nil {
 		return err
 	}
+	r.Made = string(g.ID)
 	return rest.WriteJSON(w, http.StatusAccepted, map[string]any{groupKey: shortGroup(g)})
 }
 

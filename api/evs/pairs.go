@@ -95,6 +95,7 @@ func (a *api) createPair(w http.ResponseWriter, r *rest.Request) error {
 	if err != nil {
 		return err
 	}
+	r.Made = string(p.ID)
 	return rest.WriteJSON(w, http.StatusAccepted, map[string]any{"replication": shortPair(p)})
 }
 

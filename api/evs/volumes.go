@@ -64,6 +64,7 @@ func (a *api) createVolume(w http.ResponseWriter, r *rest.Request) error {
 	if err != nil {
 		return err
 	}
+	r.Made = string(v.ID)
 	return rest.WriteJSON(w, http.StatusOK, map[string]any{
 		"job_id": jobID(jobCreate, v.ID), "volume_ids": []string{string(v.ID)},
 	})
@@ -117,6 +118,9 @@ func (a *api) volumeAction(w http.ResponseWriter, r *rest.Request) error {
 	body, err := rest.ReadObject(r)
 	if err != nil {
 		return err
+	}
+	if body.Has("os-extend") {
+		r.Action = "os-extend"
 	}
 	body.Only("os-extend", "bssParam")
 	size := body.Object("os-extend").GiB("new_size")

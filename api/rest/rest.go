@@ -60,6 +60,9 @@ type Request struct {
 	ID     string         // "req-<uuid>", also in the answer's headers and in the log
 	Base   string         // public URL of the API without a slash at its end
 	Caller control.Caller // set on routes with AuthProject
+	// Action and Made are for the audit trail: the action that a body asks for, and the id of what
+	// the call made. Handlers set them where the path does not tell.
+	Action, Made string
 }
 
 // Handler answers a request, or returns an error and has written nothing.
