@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/control"
 	"github.com/lockstep-dr/lockstep/store"
@@ -44,6 +45,35 @@ var refusedActions = map[string]bool{
 	"os-unset_image_metadata": true, "os-show_image_metadata": true, "os-unmanage": true, "os-reimage": true,
 }
 
+// pairedActions are those of refusedActions that a disk in a pair cannot undergo anyway, and how
+// that is said.
+var pairedActions = map[string]string{"revert": "rolled back to a snapshot", "os-force_delete": "deleted"}
+
+// notInPair refuses a volume that does not exist, or is in a pair.
+func (a *api) notInPair(r *rest.Request, id lockstep.VolumeID, what string) error {
+	v, err := a.svc.GetVolume(r.Context(), r.Caller, id)
+	if err == nil && v.Pair != "" {
+		err = rest.BadRequest("volume %s is in pair %s and cannot be %s: delete the pair first", id, v.Pair, what)
+	}
+	return err
+}
+
+// transfer would offer a volume to another project.
+func (a *api) transfer(_ http.ResponseWriter, r *rest.Request) error {
+	body, err := rest.ReadObject(r)
+	if err != nil {
+		return err
+	}
+	id := lockstep.VolumeID(body.Object("transfer").String("volume_id"))
+	if err := body.Err(); err != nil {
+		return err
+	}
+	if err := a.notInPair(r, id, "transferred"); err != nil {
+		return err
+	}
+	return rest.NotImplemented("volume transfers are not supported")
+}
+
 func (a *api) action(w http.ResponseWriter, r *rest.Request) error {
 	body, err := rest.ReadObject(r)
 	if err != nil {
@@ -56,6 +86,11 @@ func (a *api) action(w http.ResponseWriter, r *rest.Request) error {
 	act, ok := actions[key]
 	if ok || refusedActions[key] {
 		r.Action = key
+	}
+	if what := pairedActions[key]; what != "" {
+		if err := a.notInPair(r, volumeID(r), what); err != nil {
+			return err
+		}
 	}
 	if !ok && refusedActions[key] {
 		return rest.NotImplemented("action %s is not supported", key)

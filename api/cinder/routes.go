@@ -50,7 +50,7 @@ func Routes(svc control.Service) []rest.Route {
 		add(http.MethodGet, "/snapshots", a.noSnapshots)
 		add(http.MethodGet, "/snapshots/detail", a.noSnapshots)
 		add(http.MethodPost, "/snapshots", unsupported("snapshots"))
-		add(http.MethodPost, "/os-volume-transfer", unsupported("volume transfers"))
+		add(http.MethodPost, "/os-volume-transfer", a.transfer)
 	}
 	return out
 }
