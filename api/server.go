@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"path"
 	"strings"
 	"time"
@@ -150,12 +151,33 @@ func (s *server) serve(w *recorder, req *rest.Request) {
 		s.fail(w, req, &rest.Error{Status: http.StatusNotAcceptable, Message: "answers come as application/json only"})
 		return
 	}
+	if !isOperatorPath(r.URL.Path) { // a scraper may name a key twice
+		if err := checkQuery(r.URL.RawQuery); err != nil {
+			s.fail(w, req, err)
+			return
+		}
+	}
 	if h, pattern := s.mux.Handler(r); pattern == "" {
 		s.noRoute(w, req, h)
 		return
 	}
 	w.req = req
 	s.mux.ServeHTTP(w, r)
+}
+
+// checkQuery refuses what handlers would read as less than was sent: a parameter that cannot be
+// decoded is dropped by net/url, and of one that is given twice the second is not looked at.
+func checkQuery(raw string) error {
+	q, err := url.ParseQuery(raw)
+	if err != nil {
+		return rest.BadRequest("the query cannot be read: %.80s", err.Error())
+	}
+	for key, values := range q {
+		if len(values) > 1 {
+			return rest.BadRequest("the query parameter %.80q is given %d times", key, len(values))
+		}
+	}
+	return nil
 }
 
 // route is the handler of one call: token, project, microversion, then the call itself.
