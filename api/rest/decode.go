@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -56,12 +58,50 @@ func ParseObject(raw []byte) (*Object, error) {
 	if !json.Valid(raw) {
 		return nil, BadRequest("malformed request body: it is not valid JSON")
 	}
+	if half := loneSurrogate(raw); half != "" {
+		return nil, BadRequest("malformed request body: %s is half of a character", half)
+	}
 	var first error
 	o, err := parse("", raw, &first)
 	if err != nil {
 		return nil, err
 	}
 	return o, nil
+}
+
+// loneSurrogate finds an escape such as \ud800 that is no half of a pair, which the decoder would
+// replace: what is answered later would not be what was sent. raw is valid JSON.
+func loneSurrogate(raw []byte) string {
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		i++ // the escaped character, of which a valid text has one
+		if raw[i] != 'u' {
+			continue
+		}
+		first := escaped(raw[i-1:])
+		if !utf16.IsSurrogate(first) {
+			continue
+		}
+		if utf16.DecodeRune(first, escaped(raw[min(i+5, len(raw)):])) == unicode.ReplacementChar {
+			return string(raw[i-1 : i+5])
+		}
+		i += 10 // both halves
+	}
+	return ""
+}
+
+// escaped is the code unit of an escape \uXXXX at the beginning of raw; -1: there is none.
+func escaped(raw []byte) rune {
+	if len(raw) < 6 || raw[0] != '\\' || raw[1] != 'u' {
+		return -1
+	}
+	n, err := strconv.ParseUint(string(raw[2:6]), 16, 16)
+	if err != nil {
+		return -1
+	}
+	return rune(n)
 }
 
 // parse splits an object into its members. raw is valid JSON.

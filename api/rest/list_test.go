@@ -240,3 +240,26 @@ func TestParseObject(t *testing.T) {
 		}
 	})
 }
+
+// TestSurrogates: half of a character is refused wherever it stands; a whole one, and what only looks
+// like a half, is taken as it is.
+func TestSurrogates(t *testing.T) {
+	for _, half := range []string{`\ud800`, `\uD800`, `\udc00`, `\uDFFF`, `\ud800x`, `x\ud83dy`, `\ud83d\ud83d`, `\ude00\ud83d`, `\ud83d\n`, `\ud83d\u0041`, `\\\ud800`} {
+		for _, body := range []string{`{"name":"` + half + `"}`, `{"` + half + `":1}`, `{"a":[{"b":["` + half + `"]}]}`} {
+			var e *Error
+			if _, err := ParseObject([]byte(body)); !errors.As(err, &e) || e.Status != 400 {
+				t.Errorf("%s: %v", body, err)
+			}
+		}
+	}
+	for text, want := range map[string]string{`\ud83d\ude00`: "\U0001F600", `\uD83D\uDE00\uD83D\uDE00`: "\U0001F600\U0001F600", `\\ud800`: `\ud800`, `\ufffd`: "\ufffd", `\ud7ff\ue000`: "\ud7ff\ue000", "\ufffd": "\ufffd"} {
+		o, err := ParseObject([]byte(`{"name":"` + text + `"}`))
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if got := o.Name("name"); got == nil || *got != want {
+			t.Errorf("%s: %v, want %q", text, got, want)
+		}
+	}
+}
