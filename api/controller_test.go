@@ -328,3 +328,24 @@ func dump(t *testing.T, st store.Store) map[string]string {
 	}
 	return out
 }
+
+// TestStoreLoss: from the first call on, a 503 tells what it means and not where the store is; the log
+// has that.
+func TestStoreLoss(t *testing.T) {
+	r := newReal(t)
+	v := r.madeVolume("az1")
+	r.stop()
+	r.store.SetDown(true)
+	for _, a := range []answer{r.v2("GET", "/volumes", ""), r.v2("DELETE", "/volumes/"+v, ""), r.v2("GET", "/volumes/"+v, "")} {
+		check(t, a)
+		if got := a.str(t, "serviceUnavailable.message"); a.StatusCode != 503 || got != faultStoreAway {
+			t.Errorf("%d %q, want 503 %q", a.StatusCode, got, faultStoreAway)
+		}
+		if !strings.Contains(r.log.String(), lockstep.ErrStoreUnavailable.Error()) {
+			t.Error("the log does not tell the error")
+		}
+	}
+}
+
+const faultStoreAway = "the store does not answer: nothing can be looked up or changed until it is back; " +
+	"a change that was under way may or may not have happened"

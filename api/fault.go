@@ -50,7 +50,7 @@ func faultOf(err error) fault {
 	}
 	var domain *control.Error
 	if errors.As(err, &domain) {
-		f := fault{status: statusOf(domain.Kind), message: domain.Error()}
+		f := fault{status: statusOf(domain.Kind), message: domain.Error(), hidden: domain.Cause != nil}
 		if f.status == http.StatusInternalServerError { // its text is for the log, its code for clients
 			f.hidden, f.message = true, unexpected
 			if domain.Code != "" {

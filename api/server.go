@@ -258,6 +258,10 @@ func (s *server) fail(w *recorder, req *rest.Request, err error) {
 		if f.status == http.StatusInternalServerError {
 			level = slog.LevelError
 		}
+		var domain *control.Error
+		if errors.As(err, &domain) && domain.Cause != nil {
+			err = domain.Cause
+		}
 		s.log.Log(req.Context(), level, "request failed", "request_id", req.ID, "method", clip(req.Method),
 			"path", req.URL.Path, "status", f.status, "error", err)
 	}

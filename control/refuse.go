@@ -65,9 +65,10 @@ func asRefusal(err error) error {
 		return conflict(codeBusy, "the resource is being changed by others, try again")
 	case errors.Is(err, lockstep.ErrStoreUnavailable),
 		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return refusal(KindUnavailable, "", "the store cannot be reached: %v", err)
+		return &Error{Kind: KindUnavailable, Cause: err, Message: "the store does not answer: nothing can be looked up or changed until it is back; " +
+			"a change that was under way may or may not have happened"}
 	}
-	return refusal(KindInternal, "", "%v", err)
+	return &Error{Kind: KindInternal, Message: err.Error(), Cause: err}
 }
 
 // newID returns a random UUID (version 4).

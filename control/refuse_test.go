@@ -338,6 +338,11 @@ func TestAsRefusal(t *testing.T) {
 			t.Errorf("%v became %v", row.err, e)
 		}
 	}
+	// What lies below is for the log: addresses of the store are nobody's business outside.
+	below := fmt.Errorf("dial 10.0.0.1:2379: %w", lockstep.ErrStoreUnavailable)
+	if e := asRefusal(below); strings.Contains(e.Error(), "10.0.0.1") || !errors.Is(e, below) {
+		t.Errorf("store away: %v", e)
+	}
 	if asRefusal(nil) != nil {
 		t.Error("no error became one")
 	}

@@ -39,7 +39,11 @@ type Error struct {
 	Kind    Kind
 	Code    string
 	Message string // names the field and the limit, or the status needed and the one it has
+	Cause   error  // what happened below, for the log and not for clients; nil: the message says all
 }
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Cause }
 
 func (e *Error) Error() string {
 	if e.Code != "" {
