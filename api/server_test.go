@@ -178,6 +178,17 @@ func TestRefusals(t *testing.T) {
 		{"put add string", "PUT", g, `{"replication_consistency_group":{"add_replication_ids":"x"}}`, 400, "add_replication_ids"},
 		{"delete with pairs", "DELETE", g, "", 409, "pairs"},
 
+		// What is misspelt, or cannot be changed, is refused and not left out.
+		{"misspelt add", "PUT", g, `{"replication_consistency_group":{"add_replications_ids":["x"]}}`, 400, `"replication_consistency_group.add_replications_ids" is not known`},
+		{"misspelt station", "POST", groupsPath, newGroup(model + `,` + ids + `,"priority_staion":"az1"`), 400, "priority_staion"},
+		{"misspelt pair member", "POST", pairs, newPair(`,"names":"x"`), 400, `"replication.names" is not known`},
+		{"more than a pair", "POST", pairs, `{"x":1,` + newPair("")[1:], 400, `"x" is not known`},
+		{"more than a group", "POST", groupsPath, `{"replication_consistency_groups":{},` + newGroup(ids + `,` + model)[1:], 400, "replication_consistency_groups"},
+		{"more than an update", "PUT", g, `{"replication_consistency_group":{"name":"x"},"name":"y"}`, 400, `"name" is not known`},
+		{"put station", "PUT", g, `{"replication_consistency_group":{"priority_station":"az2"}}`, 400, "cannot be changed by an update"},
+		{"put station as it is", "PUT", g, `{"replication_consistency_group":{"priority_station":"az1"}}`, 400, "failover or a switchover"},
+		{"put pairs", "PUT", g, `{"replication_consistency_group":{"replication_ids":["x"]}}`, 400, "add_replication_ids"},
+
 		// Group actions.
 		{"two group actions", "POST", act, `{"os-sync-replication-consistency-group":null,"os-stop-replication-consistency-group":null}`, 400, "exactly one action"},
 		{"same action twice", "POST", act, `{"os-sync-replication-consistency-group":null,"os-sync-replication-consistency-group":null}`, 400, "twice"},

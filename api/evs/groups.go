@@ -79,6 +79,7 @@ func (a *api) createGroup(w http.ResponseWriter, r *rest.Request) error {
 		return err
 	}
 	o := body.Object(groupKey)
+	only(body, o, groupKey, "name", "description", "replication_ids", "priority_station", "replication_model")
 	c := control.GroupCreate{Name: o.Name("name"), Description: o.Name("description")}
 	c.Pairs = pairIDs(readIDs(o, "replication_ids"))
 	if o.Err() == nil && len(c.Pairs) == 0 {
@@ -107,6 +108,12 @@ func (a *api) showGroup(w http.ResponseWriter, r *rest.Request) error {
 	return rest.WriteJSON(w, http.StatusOK, map[string]any{groupKey: fullGroup(g)})
 }
 
+// fixedBy says what changes the members of a group that its update does not take.
+var fixedBy = map[string]string{
+	"priority_station": "it is the zone of the primary, which a failover or a switchover moves",
+	"replication_ids":  "pairs come in and go out by add_replication_ids and remove_replication_ids",
+}
+
 // updateGroup takes an empty object as well: Terraform sends one.
 func (a *api) updateGroup(w http.ResponseWriter, r *rest.Request) error {
 	body, err := rest.ReadObject(r)
@@ -114,6 +121,12 @@ func (a *api) updateGroup(w http.ResponseWriter, r *rest.Request) error {
 		return err
 	}
 	o := body.Object(groupKey)
+	for _, fixed := range []string{"priority_station", "replication_ids"} {
+		if o.Has(fixed) {
+			o.Fail(rest.BadRequest("%q cannot be changed by an update: %s", groupKey+"."+fixed, fixedBy[fixed]))
+		}
+	}
+	only(body, o, groupKey, "name", "description", "replication_model", "add_replication_ids", "remove_replication_ids")
 	u := control.GroupUpdate{
 		Name: o.Name("name"), SetName: o.Has("name"),
 		Description: o.Name("description"), SetDesc: o.Has("description"),

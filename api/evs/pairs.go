@@ -77,6 +77,7 @@ func (a *api) createPair(w http.ResponseWriter, r *rest.Request) error {
 		return err
 	}
 	o := body.Object("replication")
+	only(body, o, "replication", "name", "description", "volume_ids", "priority_station", "replication_model")
 	c := control.PairCreate{Name: o.Name("name"), Description: o.Name("description")}
 	ids := o.StringsOrCommas("volume_ids")
 	if o.Err() == nil && len(ids) != 2 {

@@ -82,6 +82,14 @@ func readModel(o *rest.Object, needed bool) *string {
 	return &m
 }
 
+// only refuses a misspelt or unknown member of an object that describes a pair or a group, and any
+// other one beside it: what a client asks for is done or refused, never left out. The clients there
+// are send nothing else.
+func only(body, o *rest.Object, object string, keys ...string) {
+	body.Only(object)
+	o.Only(keys...)
+}
+
 // readIDs reads a list of ids that are neither empty nor named twice.
 func readIDs(o *rest.Object, key string) []string {
 	ids := o.Strings(key)
