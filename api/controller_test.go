@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http/httptest"
 	"reflect"
 	"strings"
 	"sync"
@@ -87,8 +86,7 @@ func newReal(t *testing.T) *real {
 	go func() { run <- ctrl.Run(ctx) }()
 	r.srv.Close()
 	logger := slog.New(slog.NewJSONHandler(r.log, nil))
-	r.srv = httptest.NewServer(api.New(api.Config{Service: ctrl, Store: r.store, Identity: r.users, Logger: logger}))
-	t.Cleanup(r.srv.Close)
+	r.srv = serve(t, api.New(api.Config{Service: ctrl, Store: r.store, Identity: r.users, Logger: logger}), logger)
 	var once sync.Once
 	stop := func() {
 		once.Do(func() {

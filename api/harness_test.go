@@ -81,11 +81,20 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	logger := slog.New(slog.NewJSONHandler(r.log, nil))
-	r.srv = httptest.NewServer(api.New(api.Config{Service: r.svc, Store: r.store, Identity: r.users, Logger: logger}))
-	t.Cleanup(r.srv.Close)
+	r.srv = serve(t, api.New(api.Config{Service: r.svc, Store: r.store, Identity: r.users, Logger: logger}), logger)
 	r.project = r.boot.ProjectID
 	r.token = r.login("admin", password, `{"project":{"id":"`+r.project+`"}}`)
 	return r
+}
+
+// serve runs a handler as the controller does.
+func serve(t *testing.T, h http.Handler, logger *slog.Logger) *httptest.Server {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(h)
+	srv.Config = api.NewHTTPServer("", h, logger)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	return srv
 }
 
 // answer is a response with its body read.
