@@ -55,15 +55,15 @@ func keepDisks(ctx context.Context, st store.Store) error {
 	}
 }
 
-// real is a rig whose API asks the real controller on the in-memory store.
-type real struct {
+// live is a rig whose API asks the real controller on the in-memory store.
+type live struct {
 	*rig
 	ctx  context.Context
 	stop func() // the controller and what stands in for nodes; the API goes on
 }
 
-// newReal starts one with a node in az1 and one in az2. Groups settle although nobody answers.
-func newReal(t *testing.T) *real {
+// newLive starts one with a node in az1 and one in az2. Groups settle although nobody answers.
+func newLive(t *testing.T) *live {
 	t.Helper()
 	r := newRig(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -100,12 +100,12 @@ func newReal(t *testing.T) *real {
 		})
 	}
 	t.Cleanup(stop)
-	return &real{rig: r, ctx: ctx, stop: stop}
+	return &live{rig: r, ctx: ctx, stop: stop}
 }
 
 // until polls below the project until the answer has that status and text, as clients do: anything
 // but a pending status in between is an error.
-func (r *real) until(path string, status int, text string, pending ...string) {
+func (r *live) until(path string, status int, text string, pending ...string) {
 	r.t.Helper()
 	for {
 		a := r.v2("GET", path, "")
@@ -124,7 +124,7 @@ func (r *real) until(path string, status int, text string, pending ...string) {
 }
 
 // want checks an answer's status and that text is in it.
-func (r *real) want(a answer, status int, text string) {
+func (r *live) want(a answer, status int, text string) {
 	r.t.Helper()
 	check(r.t, a)
 	if a.StatusCode != status || !strings.Contains(a.body, text) {
@@ -135,14 +135,14 @@ func (r *real) want(a answer, status int, text string) {
 const available = `"status":"available"`
 
 // madeVolume, madePair and madeGroup make one and wait until it is available.
-func (r *real) madeVolume(az string) string {
+func (r *live) madeVolume(az string) string {
 	r.t.Helper()
 	v := r.volume(az)
 	r.until("/volumes/"+v, 200, available, "creating")
 	return v
 }
 
-func (r *real) madePair(v1, v2, station string) string {
+func (r *live) madePair(v1, v2, station string) string {
 	r.t.Helper()
 	a := r.v2("POST", pairsPath, pairOf(v1, v2, station))
 	r.want(a, 202, "")
@@ -151,7 +151,7 @@ func (r *real) madePair(v1, v2, station string) string {
 	return pair
 }
 
-func (r *real) madeGroup(pairs ...string) string {
+func (r *live) madeGroup(pairs ...string) string {
 	r.t.Helper()
 	g := r.group(pairs...)
 	r.until(groupsPath+"/"+g, 200, available, "creating")
@@ -167,7 +167,7 @@ func pairOf(a, b, station string) string {
 // TestController runs volumes and pairs through the real controller on the in-memory store, as the
 // Terraform provider does: create, poll, pair, refuse, delete, poll for 404.
 func TestController(t *testing.T) {
-	r := newReal(t)
+	r := newLive(t)
 	want, until := r.want, r.until
 	v1, v2, odd := r.volume("az1"), r.volume("az2"), ""
 	a := r.v2("POST", "/volumes", `{"volume":{"size":11,"availability_zone":"az2"}}`)
@@ -225,7 +225,7 @@ func TestController(t *testing.T) {
 // TestProjectsApart: an administrator of another project finds nothing of this one below the path of
 // the own project, and nothing of it in lists, limits and summaries.
 func TestProjectsApart(t *testing.T) {
-	r := newReal(t)
+	r := newLive(t)
 	v1, v2 := r.madeVolume("az1"), r.madeVolume("az2")
 	pair := r.madePair(v1, v2, "az1")
 	group := r.madeGroup(pair)
@@ -330,7 +330,7 @@ func dump(t *testing.T, st store.Store) map[string]string {
 // TestStoreLoss: from the first call on, a 503 tells what it means and not where the store is; the log
 // has that.
 func TestStoreLoss(t *testing.T) {
-	r := newReal(t)
+	r := newLive(t)
 	v := r.madeVolume("az1")
 	r.stop()
 	r.store.SetDown(true)

@@ -50,7 +50,7 @@ func (r *rig) raw(method, request string, half bool) answer {
 // TestBodiesOnTheWire sends bodies that end too early, in the middle of a chunk, or not at all, to
 // calls of every family on the real controller: each is refused, and the store stays as it was.
 func TestBodiesOnTheWire(t *testing.T) {
-	r := newReal(t)
+	r := newLive(t)
 	v1, v2 := r.madeVolume("az1"), r.madeVolume("az2")
 	pair := r.madePair(v1, v2, "az1")
 	group := r.madeGroup(pair)
@@ -119,7 +119,7 @@ func TestOptionsOfTheServer(t *testing.T) {
 // TestTextsComeBackAsSent: 255 bytes are taken, of whatever characters, and come back unchanged from
 // every call that shows them.
 func TestTextsComeBackAsSent(t *testing.T) {
-	r := newReal(t)
+	r := newLive(t)
 	for _, text := range []string{
 		strings.Repeat("é", 127) + "x", strings.Repeat("語", 85), strings.Repeat("😀", 63) + "abc",
 		strings.Repeat("a", 255), "", " spaces ", "quote\" back\\ slash/ \t\n <&> \u2028 \u0000 \x7f",
@@ -166,7 +166,7 @@ func TestTextsComeBackAsSent(t *testing.T) {
 // TestPairsAndGroupsRefused: what cannot be a pair or a group, over HTTP on the real controller, with
 // the vendor's codes; nothing of it is in the store.
 func TestPairsAndGroupsRefused(t *testing.T) {
-	r := newReal(t)
+	r := newLive(t)
 	v1, v2 := r.madeVolume("az1"), r.madeVolume("az2")
 	made := func(body string) string {
 		t.Helper()
