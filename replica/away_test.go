@@ -73,3 +73,13 @@ func TestAnnouncedSizeIsNotTheFiles(t *testing.T) {
 		t.Errorf("announced %d, file %d", v.Size(), v.FileSize())
 	}
 }
+
+// Goal: a synchronization ends although the primary's file is larger than announced, after an
+// extension that was given up, and all of it is dirty.
+func TestResyncOfALargerFileEnds(t *testing.T) {
+	p := newPair(t)
+	if err := p.a.Volume("va").disk.Grow(2 * testSize); err != nil {
+		t.Fatal(err)
+	}
+	p.sync(t) // never in sync before: everything is marked
+}

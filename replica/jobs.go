@@ -179,6 +179,10 @@ func (g *Group) startTodo(v *Volume, l *link, epoch lockstep.Epoch) error {
 		return lockstep.ErrStaleEpoch
 	}
 	v.todo, v.todoEpoch, v.todoPeer = v.disk.Dirty(), epoch, l.life()
+	// The file may be larger than announced, after an extension that was given up.
+	if _, end := chunks(lockstep.Extent{Len: v.Size()}); end < v.todo.Len() {
+		v.todo.ClearRange(end, v.todo.Len())
+	}
 	v.total = int64(v.todo.Count())
 	return nil
 }
