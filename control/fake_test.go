@@ -281,8 +281,9 @@ func (n *fakeNode) step(ctx context.Context) {
 	for _, r := range recs {
 		if slices.Contains(r.Value.Nodes(), n.id) {
 			n.group(ctx, r.Value, r.ModRev)
-		} else if a, was := n.answered[r.Value.Group]; was && a.Epoch < r.Value.Epoch {
-			// It left the group, and says so, late perhaps: the record may be gone by now.
+		} else if a, was := n.answered[r.Value.Group]; (was || slices.Contains(r.Value.Untold, n.id)) && a.Epoch < r.Value.Epoch {
+			// It left the group, perhaps in an earlier life, and says so, late perhaps: the record may be
+			// gone by now.
 			a = protocol.Answer{Group: r.Value.Group, Node: n.id, Epoch: r.Value.Epoch, Step: protocol.StepTold}
 			n.answered[a.Group] = a
 			time.Sleep(time.Millisecond)
