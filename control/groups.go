@@ -133,12 +133,12 @@ func (t *tx) join(g lockstep.GroupID, p store.Pair, vols [2]store.Volume) {
 }
 
 // leave writes a pair and its volumes as no longer members: it keeps the role it had.
-func (t *tx) leave(p store.Pair, primary lockstep.AZ) error {
+func (t *tx) leave(p store.Pair, primary lockstep.AZ, image bool) error {
 	vols, err := t.volumesOf(p)
 	if err != nil {
 		return err
 	}
-	p.Group, p.Primary, p.UpdatedAt = "", primary, ptr(t.now)
+	p.Group, p.Primary, p.Image, p.UpdatedAt = "", primary, image, ptr(t.now)
 	t.put(store.KeyPair(p.ID), p)
 	for _, v := range vols {
 		v.Access, v.UpdatedAt = serveInPair(p, v.ID), ptr(t.now)
@@ -304,7 +304,7 @@ func (c *Controller) changeMembers(t *tx, caller Caller, g *store.Group, r proto
 		if err != nil {
 			return r, err
 		}
-		if err := t.leave(p, r.Primary); err != nil {
+		if err := t.leave(p, r.Primary, members[i].InSyncEpoch > 0); err != nil {
 			return r, err
 		}
 		members = slices.Delete(members, i, i+1)

@@ -340,3 +340,30 @@ func TestTombstone(t *testing.T) {
 		return true
 	})
 }
+
+// Goal: the disk that is left of a dissolved pair says whether it holds a consistent image.
+func TestDissolvedPairTellsOfItsImage(t *testing.T) {
+	for name, synced := range map[string]bool{"was in sync": true, "never in sync": false} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, "a1", "b1")
+			c, _ := s.controller()
+			id, pairs := s.group(c, 1)
+			s.awaitGroup(c, id, StatusAvailable, ReplicationInactive)
+			dr := s.record(id).Members[0].In("az2").Volume
+			if synced {
+				s.act(c, id, ActionSync)
+				s.awaitGroup(c, id, StatusAvailable, ReplicationActive)
+				s.act(c, id, ActionStop)
+			}
+			must[GroupView](t)(c.UpdateGroup(s.ctx, caller, id, GroupUpdate{Remove: pairs}))
+			s.awaitGroup(c, id, StatusAvailable, ReplicationInactive)
+			if err := c.DeletePair(s.ctx, caller, pairs[0]); err != nil {
+				t.Fatal(err)
+			}
+			v := must[VolumeView](t)(c.GetVolume(s.ctx, caller, dr))
+			if v.Access.Mode != store.AccessRefused || strings.Contains(v.Access.Reason, "no consistent image") == synced {
+				t.Errorf("access %+v", v.Access)
+			}
+		})
+	}
+}

@@ -234,9 +234,13 @@ func (c *Controller) DeletePair(ctx context.Context, caller Caller, id lockstep.
 			}
 			v.Pair, v.Access, v.UpdatedAt = "", store.Access{Mode: store.AccessPlain}, ptr(t.now)
 			if vid == dr {
+				what := "is only a copy"
+				if !p.Image {
+					what = "was never in sync with it: it holds no consistent image"
+				}
 				v.Access = store.Access{Mode: store.AccessRefused, Reason: fmt.Sprintf(
-					"volume %s was the DR disk of the deleted pair %s with production disk %s and is only a copy; release the volume to use it",
-					dr, id, prod)}
+					"volume %s was the DR disk of the deleted pair %s with production disk %s and %s; release the volume to use it",
+					dr, id, prod, what)}
 			}
 			t.put(store.KeyVolume(vid), v)
 		}

@@ -166,14 +166,17 @@ type Pair struct {
 	AZs         [2]lockstep.AZ       `json:"azs"`     // of Volumes
 	// Primary is the AZ whose volume is the truth while the pair is in no group; in a group the
 	// record says so. It moves with failover and switchover when the pair leaves the group.
-	Primary   lockstep.AZ      `json:"primary"`
-	Model     string           `json:"model"` // hypermetro
-	Group     lockstep.GroupID `json:"group,omitempty"`
-	Status    string           `json:"status"` // creating, available, error, deleting, error_deleting
-	Failure   *string          `json:"failure"`
-	Meta      PairMeta         `json:"meta"`
-	CreatedAt time.Time        `json:"created_at"`
-	UpdatedAt *time.Time       `json:"updated_at"`
+	Primary lockstep.AZ      `json:"primary"`
+	Model   string           `json:"model"` // hypermetro
+	Group   lockstep.GroupID `json:"group,omitempty"`
+	// Image: the DR side was in sync when the pair left its group, or can be rolled back to when it
+	// was. A pair that was never in sync has no consistent image there.
+	Image     bool       `json:"image,omitempty"`
+	Status    string     `json:"status"` // creating, available, error, deleting, error_deleting
+	Failure   *string    `json:"failure"`
+	Meta      PairMeta   `json:"meta"`
+	CreatedAt time.Time  `json:"created_at"`
+	UpdatedAt *time.Time `json:"updated_at"`
 }
 
 // PairMeta is the content of record_metadata at the API.
