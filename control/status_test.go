@@ -123,6 +123,19 @@ func TestDeriveGroup(t *testing.T) {
 			name: "active", make: (*scene).inSync,
 			status: "available", replication: "active", fault: "0", progress: "100",
 		},
+		{name: "holds at rest, all connected", make: func(s *scene) {
+			s.inSync()
+			x := s.seen["a1"]
+			x.Serving, x.HeldSince = false, sceneNow.Add(-5*time.Second)
+			s.seen["a1"] = x
+		}, status: "available", replication: "active", fault: "2", progress: "100"},
+		{name: "holds at rest, paused", make: func(s *scene) {
+			s.tripped(protocol.CausePause)
+			s.r.Intent, s.r.Drained = protocol.IntentPaused, true
+			x := s.seen["a1"]
+			x.Serving, x.HeldSince = false, sceneNow.Add(-5*time.Second)
+			s.seen["a1"] = x
+		}, status: "available", replication: "active-stopped", fault: "5", progress: "100"},
 		{name: "failed over", make: func(s *scene) {
 			s.tripped(protocol.CauseFailover)
 			s.r.FailedOver, s.r.Primary, s.r.Secondary = true, "az2", "az1"

@@ -202,3 +202,31 @@ func TestNoRoomForTheRecoveryPoint(t *testing.T) {
 	c.await("available", "active", "0")
 	c.same()
 }
+
+// Goal: files of a member that are gone from the very directory that the record names are not made
+// anew, empty: the group holds and says so, and a failover loses nothing.
+func TestDeletedFilesOfAMemberAreNotMadeAnew(t *testing.T) {
+	c := newCluster(t, "a1", "b2")
+	c.app2()
+	c.active()
+	p, id := c.nodes["a1"], c.vols[0][0]
+	p.kill()
+	for _, ext := range []string{".raw", ".meta"} {
+		if err := p.fs.Remove("test", filepath.Join(p.cfg.Pool, string(id)+ext)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.start()
+	c.eventually("the group says which files are missing", func() error {
+		if g := c.view(); g.FaultLevel != "2" || !strings.Contains(g.Reason, string(id)) {
+			return fmt.Errorf("%s %q", g.FaultLevel, g.Reason)
+		}
+		return nil
+	})
+	time.Sleep(3 * time.Second) // some reconciliations
+	if p.volume(id) != nil {
+		t.Error("the volume was made anew")
+	}
+	c.act(control.ActionFailover)
+	c.await("failovered", "active-stopped", "")
+}

@@ -146,14 +146,16 @@ func advanceCopying(r Record, at answerAt) (Record, []lockstep.NodeID, bool) {
 func advanceFailovering(r Record, at answerAt) (Record, []lockstep.NodeID, bool) {
 	nodes := r.SecondaryNodes()
 	ready := 0
+	for _, node := range nodes { // before all else: in sync must not be kept with one of these
+		if a, ok := at(node); ok && a.Step == StepReady && a.BootID != r.BootIDs[node] {
+			n, err := r.BackOut(false, fmt.Sprintf("secondary node %s has restarted its host since the last in-sync commit; it may lack writes", node))
+			return n, []lockstep.NodeID{node}, err == nil
+		}
+	}
 	for _, node := range nodes {
 		a, ok := at(node)
 		if !ok || a.Step != StepReady {
 			continue
-		}
-		if a.BootID != r.BootIDs[node] {
-			n, err := r.BackOut(false, fmt.Sprintf("secondary node %s has restarted its host since the last in-sync commit; it may lack writes", node))
-			return n, []lockstep.NodeID{node}, err == nil
 		}
 		if !a.Healthy {
 			n, err := r.BackOut(true, fmt.Sprintf("secondary node %s: %s", node, a.Error))

@@ -172,3 +172,21 @@ func TestTwoLivesOfOneSecondary(t *testing.T) {
 		t.Error("committed in sync with two lives of one secondary")
 	}
 }
+
+// Goal: a rebooted secondary ends a failover by way of tripping even if another one, asked first, says
+// that it is unhealthy: in sync must not be kept with it.
+func TestRebootedSecondaryCountsBeforeAnUnhealthyOne(t *testing.T) {
+	r := rec(StateFailovering, true)
+	have := answers{
+		s1: {Group: r.Group, Node: s1, Epoch: r.Epoch, Step: StepReady, BootID: "bs1", Error: "full"},
+		s2: {Group: r.Group, Node: s2, Epoch: r.Epoch, Step: StepReady, BootID: "reborn", Healthy: true},
+	}
+	next, _, ok := Advance(r, have, false)
+	if !ok || next.State != StateTripping {
+		t.Errorf("%v, %s", ok, next.Describe())
+	}
+	delete(have, s2)
+	if next, _, ok = Advance(r, have, false); !ok || next.State != StateNormal || !next.InSync {
+		t.Errorf("%v, %s", ok, next.Describe())
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/internal/invariant"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
 )
@@ -99,8 +100,7 @@ func (v *Volume) flushAndClear(choose func(marked []lockstep.Extent) []lockstep.
 }
 
 // boundIntent makes room in the write-intent log before e is marked, so that the log exceeds its
-// limit by one cold mark at most: it bounds what a restart of
-// this process has to compare [F9]. Only two-sided: out of sync no mark is cleared [F14]. The oldest
+// limit by one cold mark at most: it bounds what a restart of this process has to compare [F9]. Only two-sided: out of sync no mark is cleared [F14]. The oldest
 // regions that no write is in are claimed, so that none begins, and flushed on both sides. Called
 // without mu.
 func (v *Volume) boundIntent(e lockstep.Extent) error {
@@ -155,6 +155,7 @@ func (v *Volume) claimIdle(regions []lockstep.Extent) []*op {
 			claims = append(claims, o)
 		}
 	}
+	invariant.Check(v.overlap)
 	return claims
 }
 

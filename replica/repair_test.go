@@ -148,3 +148,54 @@ func TestIntentLogIsBounded(t *testing.T) {
 		t.Errorf("%d claims are left", len(v.ops))
 	}
 }
+
+// Goal: room in the log is made of regions that no write is in: the mark of one in flight stays.
+func TestRoomIsNotMadeOfBusyRegions(t *testing.T) {
+	b := newBed(t)
+	f := b.link(1)
+	b.twoSided(f, 1)
+	done := b.write(lockstep.RegionBytes, 1)
+	h := f.next()
+	claims := b.v.claimIdle(b.v.disk.OldestIntent(16))
+	if len(claims) != 3 { // a cold mark sets four regions
+		t.Errorf("%d regions claimed", len(claims))
+	}
+	for _, o := range claims {
+		if o.ext.Overlaps(lockstep.Extent{Off: lockstep.RegionBytes, Len: lockstep.RegionBytes}) {
+			t.Errorf("[%d,+%d) is claimed, with a write in flight", o.ext.Off, o.ext.Len)
+		}
+	}
+	f.ack(h)
+	if err := b.ended(done); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Goal: a pair that was never in sync has no image at the other side: nothing of it is taken back.
+func TestNeverInSyncIsNotTakenBack(t *testing.T) {
+	p := newPair(t)
+	v, l, epoch := restarted(t, p)
+	g := p.a.group("g")
+	read := func() byte {
+		got := make([]byte, 1)
+		if err := v.disk.ReadAt(got, lockstep.RegionBytes); err != nil {
+			t.Fatal(err)
+		}
+		return got[0]
+	}
+	job := func(insync lockstep.Epoch) {
+		g.mu.Lock()
+		g.view.Record = g.view.Record.Clone()
+		g.view.Record.Members[0].InSyncEpoch = insync
+		g.mu.Unlock()
+		if err := g.jobOn(context.Background(), v, l, protocol.PeerJob{Job: protocol.JobTakeBackAll, Epoch: epoch}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if job(0); read() != 7 {
+		t.Error("taken back from a side that was never in sync")
+	}
+	if job(1); read() != 0 {
+		t.Error("not taken back")
+	}
+}

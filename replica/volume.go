@@ -331,8 +331,12 @@ func (v *Volume) submit(o *op) (send bool, err error) {
 		case v.mode == protocol.ModeHeld:
 			_ = v.wait(context.Background(), v.changed)
 		case !o.marked && v.mode != protocol.ModePlain:
+			twoSided := v.mode == protocol.ModeTwoSided
 			v.mu.Unlock()
-			err := v.boundIntent(o.ext)
+			var err error
+			if twoSided {
+				err = v.boundIntent(o.ext)
+			}
 			if err == nil {
 				err = v.disk.MarkIntent(o.ext.Off, o.ext.Len)
 			}
