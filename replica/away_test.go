@@ -1,9 +1,11 @@
 package replica
 
 import (
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
 )
 
@@ -82,4 +84,21 @@ func TestResyncOfALargerFileEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.sync(t) // never in sync before: everything is marked
+}
+
+// Goal: no durable step is done for some of a group's members only.
+func TestStepsNeedAllMembers(t *testing.T) {
+	p := newPair(t)
+	p.sync(t)
+	g := p.a.group("g")
+	done := func(*Volume) error { return nil }
+	if err := g.each(done); err != nil {
+		t.Fatal(err)
+	}
+	g.mu.Lock()
+	g.missing = []lockstep.VolumeID{"gone"}
+	g.mu.Unlock()
+	if err := g.each(done); !errors.Is(err, lockstep.ErrNotFound) {
+		t.Errorf("a step without a member ended with %v", err)
+	}
 }
