@@ -3,10 +3,13 @@ package replica
 import (
 	"bytes"
 	"context"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/disk/vfs"
 	"github.com/lockstep-dr/lockstep/protocol"
 )
 
@@ -168,6 +171,33 @@ func TestRoomIsNotMadeOfBusyRegions(t *testing.T) {
 	f.ack(h)
 	if err := b.ended(done); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Goal: the secondary's disk fails while a job runs: that is no fault of the primary's disk, whose
+// clients go on.
+func TestASecondaryDiskThatFailsInAJobIsNotThePrimarys(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EIO, syscall.ENOSPC} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			p := newPair(t)
+			v, l, epoch := restarted(t, p)
+			if err := v.disk.WriteAt([]byte{1}, 0); err != nil {
+				t.Fatal(err)
+			}
+			p.fs[1].OnOp(func(op vfs.Op) error {
+				if strings.HasPrefix(string(op), "raw:") {
+					return errno
+				}
+				return nil
+			})
+			err := v.noteFailure(p.a.group("g").jobOn(context.Background(), v, l, protocol.PeerJob{Job: protocol.JobRepair, Epoch: epoch}))
+			if err == nil {
+				t.Fatal("the job ends well although the other disk fails")
+			}
+			if got := v.Failed(); got != nil {
+				t.Errorf("the primary's volume failed: %v", got)
+			}
+		})
 	}
 }
 

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"testing"
@@ -79,15 +80,20 @@ func TestStatusRoundTrip(t *testing.T) {
 		if got := StatusOf(fmt.Errorf("wrapped: %w", s.err)); got != s.status {
 			t.Errorf("%v gives status %d, want %d", s.err, got, s.status)
 		}
-		if !errors.Is(s.status.Err(), s.err) {
+		if want := cmp.Or(s.peer, s.err); !errors.Is(s.status.Err(), want) {
 			t.Errorf("status %d gives %v", s.status, s.status.Err())
 		}
 	}
 	if StatusOf(errors.New("anything")) != StatusIO {
 		t.Error("an unknown error must be StatusIO")
 	}
-	if !errors.Is(Status(99).Err(), lockstep.ErrVolumeFailed) {
+	if !errors.Is(Status(99).Err(), ErrPeerIO) {
 		t.Error("an unknown status must be a failure")
+	}
+	for s := range Status(100) {
+		if err := s.Err(); errors.Is(err, lockstep.ErrVolumeFailed) || errors.Is(err, lockstep.ErrNoSpace) {
+			t.Errorf("status %d of the other node passes for an error of the local disk: %v", s, err)
+		}
 	}
 }
 
