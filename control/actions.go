@@ -21,21 +21,34 @@ func (c *Controller) Act(ctx context.Context, caller Caller, id lockstep.GroupID
 	if len(ext) > 0 {
 		return badRequest("", "action %s takes no sizes", a)
 	}
-	switch a {
-	case ActionFailover:
-		return asRefusal(c.act(ctx, caller, id, a, c.failover))
-	case ActionSync, ActionReprotect:
-		return asRefusal(c.act(ctx, caller, id, a, c.sync))
-	case ActionReverse:
-		return asRefusal(c.act(ctx, caller, id, a, c.reverse))
-	case ActionStop:
-		if err := c.act(ctx, caller, id, a, c.stop); err != nil {
-			return asRefusal(err)
-		}
-		return asRefusal(c.awaitStopped(ctx, id))
-	case ActionExtend:
+	err := c.update(ctx, nil, func(t *tx) error {
+		_, err := c.decide(t, caller, id, a)
+		return err
+	})
+	if err == nil && a == ActionStop {
+		err = c.awaitStopped(ctx, id)
 	}
-	return badRequest("", "action %q is not known", a)
+	return asRefusal(err)
+}
+
+// decide reads the group, checks the table, and puts into the transaction what the action makes of
+// it, or nothing.
+func (c *Controller) decide(t *tx, caller Caller, id lockstep.GroupID, a Action) (*acting, error) {
+	do, ok := map[Action]func(*acting) error{
+		ActionFailover: c.failover, ActionSync: c.sync, ActionReprotect: c.sync, ActionReverse: c.reverse, ActionStop: c.stop,
+	}[a]
+	if !ok {
+		return nil, badRequest("", "action %q is not known", a)
+	}
+	x, err := t.begin(caller, id)
+	if err != nil {
+		return nil, err
+	}
+	v, err := verdict(a, x.status)
+	if err != nil || v == NoOp {
+		return x, err
+	}
+	return x, do(x)
 }
 
 // acting is one action on one group inside a transaction.
@@ -46,21 +59,6 @@ type acting struct {
 	r      protocol.Record
 	alive  map[lockstep.NodeID]bool
 	status string
-}
-
-// act reads the group, checks the table, and commits what do decides, or nothing.
-func (c *Controller) act(ctx context.Context, caller Caller, id lockstep.GroupID, a Action, do func(*acting) error) error {
-	return c.update(ctx, nil, func(t *tx) error {
-		x, err := t.begin(caller, id)
-		if err != nil {
-			return err
-		}
-		v, err := verdict(a, x.status)
-		if err != nil || v == NoOp {
-			return err
-		}
-		return do(x)
-	})
 }
 
 func (t *tx) begin(caller Caller, id lockstep.GroupID) (*acting, error) {

@@ -28,6 +28,9 @@ const (
 	StateLostSecondary Statement = "accept-lost-secondary"
 )
 
+// Statements lists every statement about a group.
+var Statements = []Statement{StateContinue, StateNodeOff, StateDirectory, StateBackOut, StateLostSecondary}
+
 // NamesNode reports whether the statement is about a node.
 func (s Statement) NamesNode() bool { return s != StateContinue && s != StateBackOut }
 
@@ -44,45 +47,51 @@ func (c *Controller) Declare(ctx context.Context, caller Caller, id lockstep.Gro
 		if err != nil {
 			return err
 		}
-		var next protocol.Record
-		what := "operator: " + string(s)
-		switch s {
-		case StateContinue:
-			next, err = x.r.Continue()
-		case StateNodeOff:
-			next, err = x.r.ConfirmOff(node)
-			what += " " + string(node)
-			if err == nil && x.alive[node] {
-				return conflict("", "node %s is alive: it is not off", node)
-			}
-		case StateDirectory:
-			n, found, err2 := peek[store.Node](x.tx, store.KeyNode(node))
-			switch {
-			case err2 != nil:
-				return err2
-			case !found || !x.alive[node]:
-				return conflict("", "node %s is not alive: start it with the directory that is to count", node)
-			}
-			next, err = x.r.AcceptDirectory(node, n.Instance)
-			what += fmt.Sprintf(" %s (directory %s)", node, n.Instance)
-		case StateBackOut:
-			return x.backOut(reason)
-		case StateLostSecondary:
-			next, err = x.r.AcceptLost(node)
-			what += " " + string(node)
-			if err == nil && x.alive[node] {
-				return conflict("", "node %s is alive: it is not lost", node)
-			}
-		default:
-			return badRequest("", "there is no statement %q", s)
-		}
-		if err != nil {
-			return err
-		}
-		x.put(store.KeyRecord(id), next)
-		x.event(next, what+" ("+reason+")", caller.who(), caller.RequestID)
-		return nil
+		return x.declare(s, node, reason)
 	}))
+}
+
+// declare puts a statement into the transaction.
+func (x *acting) declare(s Statement, node lockstep.NodeID, reason string) error {
+	var next protocol.Record
+	var err error
+	what := "operator: " + string(s)
+	switch s {
+	case StateContinue:
+		next, err = x.r.Continue()
+	case StateNodeOff:
+		next, err = x.r.ConfirmOff(node)
+		what += " " + string(node)
+		if err == nil && x.alive[node] {
+			return conflict("", "node %s is alive: it is not off", node)
+		}
+	case StateDirectory:
+		n, found, err2 := peek[store.Node](x.tx, store.KeyNode(node))
+		switch {
+		case err2 != nil:
+			return err2
+		case !found || !x.alive[node]:
+			return conflict("", "node %s is not alive: start it with the directory that is to count", node)
+		}
+		next, err = x.r.AcceptDirectory(node, n.Instance)
+		what += fmt.Sprintf(" %s (directory %s)", node, n.Instance)
+	case StateBackOut:
+		return x.backOut(reason)
+	case StateLostSecondary:
+		next, err = x.r.AcceptLost(node)
+		what += " " + string(node)
+		if err == nil && x.alive[node] {
+			return conflict("", "node %s is alive: it is not lost", node)
+		}
+	default:
+		return badRequest("", "there is no statement %q", s)
+	}
+	if err != nil {
+		return err
+	}
+	x.put(store.KeyRecord(x.g.ID), next)
+	x.event(next, what+" ("+reason+")", x.caller.who(), x.caller.RequestID)
+	return nil
 }
 
 // backOut ends a failover that does not end by itself. In sync is kept if every secondary has

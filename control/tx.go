@@ -43,11 +43,7 @@ func (c *Controller) update(ctx context.Context, fence []store.Cmp, build func(*
 			case <-time.After(pause):
 			}
 		}
-		t := &tx{
-			ctx: ctx, st: c.cfg.Store, now: c.stamp(),
-			cmps: map[string]int64{}, puts: map[string]store.Op{}, raw: map[string]store.KV{},
-			touched: map[lockstep.GroupID]bool{},
-		}
+		t := c.newTx(ctx)
 		if err := build(t); errors.Is(err, errTorn) && attempt < maxAttempts-1 {
 			continue
 		} else if err != nil {
@@ -71,6 +67,14 @@ func (c *Controller) update(ctx context.Context, fence []store.Cmp, build func(*
 		}
 	}
 	return fmt.Errorf("%w: lost %d attempts", lockstep.ErrConflict, maxAttempts)
+}
+
+func (c *Controller) newTx(ctx context.Context) *tx {
+	return &tx{
+		ctx: ctx, st: c.cfg.Store, now: c.stamp(),
+		cmps: map[string]int64{}, puts: map[string]store.Op{}, raw: map[string]store.KV{},
+		touched: map[lockstep.GroupID]bool{},
+	}
 }
 
 // stampGroups sets the time of the last update of every group that was touched, except of one that is
