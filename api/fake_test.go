@@ -471,6 +471,24 @@ func (f *fakeService) RecoverStore(_ context.Context, c control.Caller, off []lo
 	}, nil
 }
 
+func (f *fakeService) Explain(_ context.Context, c control.Caller, id lockstep.GroupID) (control.Explanation, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return control.Explanation{}, err
+	}
+	g, err := f.group(c, id)
+	if err != nil {
+		return control.Explanation{}, err
+	}
+	return control.Explanation{
+		GroupView: *g, Condition: "in sync", Since: f.now, Secondary: "az2",
+		Options: []control.Option{
+			{Action: "failover", Allowed: true, Effect: "az2 becomes the primary"},
+			{Action: "confirm-node-off", Node: "az1-node-1", Refusal: "only a trip or a failover waits for a primary node"},
+		},
+	}, nil
+}
+
 func (f *fakeService) SetStrict(_ context.Context, c control.Caller, id lockstep.GroupID, strict bool) error {
 	defer f.mu.Unlock()
 	if err := f.enter(c); err != nil {

@@ -61,6 +61,7 @@ PUT /v2/$P/os-vendor-replication-consistency-groups/` + id + `4 {"replication_co
 GET /v2/$P/os-vendor-replication-consistency-groups?volume_id=` + id + `2
 GET /v2/$P/os-vendor-replication-consistency-groups?volume_id=nope
 GET /v2/$P/os-vendor-replication-consistency-groups/` + id + `4/history
+GET /v2/$P/os-vendor-replication-consistency-groups/` + id + `4/explain
 GET /v2/$P/os-lockstep-nodes
 GET /v2/$P/volumes/` + id + `1
 DELETE /v2/$P/os-vendor-replications/` + id + `3

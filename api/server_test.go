@@ -128,6 +128,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown group delete", "DELETE", groupsPath + "/" + missing, "", 404, ""},
 		{"unknown group action", "POST", groupsPath + "/" + missing + "/action", `{"os-stop-replication-consistency-group":null}`, 404, ""},
 		{"unknown group history", "GET", groupsPath + "/" + missing + "/history", "", 404, ""},
+		{"unknown group explained", "GET", groupsPath + "/" + missing + "/explain", "", 404, ""},
 		{"id with a slash", "GET", "/volumes/a%2Fb", "", 404, ""},
 		{"id too long", "GET", "/volumes/" + long, "", 404, ""},
 		{"unknown volume in pair", "POST", pairs, `{"replication":{"volume_ids":["` + vol + `","` + missing + `"],"priority_station":"az1",` + model + `}}`, 404, missing},
@@ -260,7 +261,7 @@ func TestRefusals(t *testing.T) {
 			t.Fatal(err)
 		}
 		token := r.login("admin", password, `{"project":{"id":"`+other.ID+`"}}`)
-		for _, path := range []string{"/volumes/" + vol, pairs + "/" + pair, g, g + "/history"} {
+		for _, path := range []string{"/volumes/" + vol, pairs + "/" + pair, g, g + "/history", g + "/explain"} {
 			a := r.do("GET", "/v2/"+other.ID+path, "", "X-Auth-Token: "+token)
 			check(t, a)
 			if a.StatusCode != 404 {

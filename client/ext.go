@@ -84,6 +84,44 @@ func (c *Client) History(ctx context.Context, group string) ([]HistoryEntry, err
 	return out.History, err
 }
 
+// Explanation says what a group does, since when and why, and what every action would do now.
+type Explanation struct {
+	ID                string   `json:"id"`
+	Name              *string  `json:"name"`
+	Status            string   `json:"status"`
+	ReplicationStatus string   `json:"replication_status"`
+	FaultLevel        string   `json:"fault_level"`
+	PriorityStation   string   `json:"priority_station"`
+	Secondary         string   `json:"secondary"`
+	Epoch             uint64   `json:"epoch"`
+	Condition         string   `json:"condition"`
+	Since             Time     `json:"since"`
+	Reason            *string  `json:"reason"`
+	BehindBytes       int64    `json:"behind_bytes"`
+	Held              []string `json:"held"`
+	Waiting           []string `json:"waiting_for"`
+	Warnings          []string `json:"warnings"`
+	Actions           []Option `json:"actions"`
+}
+
+// Option is an action or an operator's statement, and what it would do now.
+type Option struct {
+	Action  string  `json:"action"`
+	Node    string  `json:"node,omitempty"`
+	Allowed bool    `json:"allowed"`
+	Effect  *string `json:"effect"`
+	Refusal *string `json:"refusal"`
+}
+
+// Explain answers for one group; operators' statements are among the actions for the role admin.
+func (c *Client) Explain(ctx context.Context, group string) (Explanation, error) {
+	var out struct {
+		Explanation Explanation `json:"explanation"`
+	}
+	err := c.call(ctx, http.MethodGet, groupsPath+"/"+url.PathEscape(group)+"/explain", http.StatusOK, nil, &out)
+	return out.Explanation, err
+}
+
 // Node is a storage daemon.
 type Node struct {
 	ID         string `json:"id"`

@@ -41,6 +41,7 @@ func (t *tx) history(r protocol.Record, what, by, request string) {
 	t.touched[r.Group] = true
 	t.put(keyHistoryEpoch(r.Group, r.Epoch), store.HistoryEntry{
 		At: t.now, Group: r.Group, Epoch: r.Epoch, What: what, By: by, RequestID: request,
+		Condition: condition(r),
 	})
 }
 

@@ -166,6 +166,8 @@ type Service interface {
 	// stop: when it is effective).
 	Act(ctx context.Context, c Caller, id lockstep.GroupID, a Action, ext []Extend) error
 	History(ctx context.Context, c Caller, id lockstep.GroupID) ([]store.HistoryEntry, error)
+	// Explain says what a group does and why, and what every action would do now.
+	Explain(ctx context.Context, c Caller, id lockstep.GroupID) (Explanation, error)
 	// SetStrict chooses whether a primary without its secondary serves only under a lease of the store.
 	SetStrict(ctx context.Context, c Caller, id lockstep.GroupID, strict bool) error
 	// Declare takes an operator's statement about a group; it needs the admin role.

@@ -276,4 +276,6 @@ type HistoryEntry struct {
 	What      string           `json:"what"`
 	By        string           `json:"by"`
 	RequestID string           `json:"request_id,omitempty"`
+	// Condition is the group's at this epoch in a few words; empty: the entry made no epoch.
+	Condition string `json:"condition,omitempty"`
 }

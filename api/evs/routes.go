@@ -41,6 +41,7 @@ func Routes(svc control.Service) []rest.Route {
 	v2(http.MethodDelete, groups+"/{id}", a.deleteGroup)
 	v2(http.MethodPost, groups+"/{id}/action", a.action)
 	v2(http.MethodGet, groups+"/{id}/history", a.history)
+	v2(http.MethodGet, groups+"/{id}/explain", a.explain)
 
 	v2(http.MethodGet, "/os-lockstep-nodes", a.nodes)
 	v2(http.MethodPost, "/os-lockstep-store-recovery", a.recoverStore)

@@ -17,7 +17,7 @@ func newGroupCommand(a *app) *cobra.Command {
 	a.cloudFlags(cmd)
 	cmd.AddCommand(a.groupList(), a.groupShow(), a.groupCreate(), a.groupUpdate(), a.groupDelete(),
 		a.groupSync(), a.groupPause(), a.groupFailover(), a.groupSwitchover(), a.groupReprotect(),
-		a.groupExtend(), a.groupHistory(), a.groupPolicy())
+		a.groupExtend(), a.groupHistory(), a.groupExplain(), a.groupPolicy())
 	cmd.AddCommand(a.groupStatements()...)
 	return cmd
 }
