@@ -354,17 +354,18 @@ func TestTooManyHandshakes(t *testing.T) {
 	}
 	s.dial(t).expectClosed() // a rush
 	time.Sleep(600 * time.Millisecond)
-	for range 2 {
+	for i := range 2 {
 		c := s.connect(t)
 		c.optGo("v")
 		defer c.expect(0, CmdFlush, 0, 0, 0, nil)
+		// Its place is free a moment after its answer; before that, the next one would need another's.
+		eventually(t, "one negotiates", func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.handshakes == 1 && s.opened == i+1
+		})
 	}
 	idle[0].expectClosed()
-	eventually(t, "one negotiates", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.handshakes == 1 && s.opened == 2
-	})
 	idle[1].expectFinal(OptGo, goData("v"), RepErrPolicy)
 	idle[1].option(OptAbort, nil)
 	eventually(t, "none negotiates", func() bool {
