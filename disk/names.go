@@ -20,7 +20,11 @@ const (
 	extTmp     = ".tmp"     // being written; means nothing
 	extState   = ".state"   // a group's blob
 
+	extPrimary   = ".primary"   // of a difference that was found: what the primary had
+	extSecondary = ".secondary" // and what its secondary had
+
 	groupsDir = "groups"
+	foundDir  = "found"
 	nodeFile  = "node.json"
 	lockFile  = "lock"
 

@@ -49,6 +49,8 @@ type Pool struct {
 
 	groupMu sync.Mutex // guards groups
 	groups  map[lockstep.GroupID]*sync.Mutex
+
+	found found
 }
 
 // OpenPool opens the directory, making it a pool if it is empty or missing, takes its lock,
@@ -71,6 +73,7 @@ func OpenPool(dir string, o Options) (*Pool, error) {
 	p := &Pool{
 		dir: dir, opts: o, fs: o.FS, log: o.Logger,
 		vols: map[lockstep.VolumeID]*Volume{}, groups: map[lockstep.GroupID]*sync.Mutex{},
+		found: found{bytes: -1},
 	}
 	if err := p.open(); err != nil {
 		if p.lock != nil {

@@ -437,5 +437,8 @@ func (p *Pool) finishRemove(id lockstep.VolumeID) error {
 	if err != nil {
 		return err
 	}
+	if err := p.removeFound(id); err != nil {
+		return err
+	}
 	return p.removeFiles("remove", p.path(id, extRemoved))
 }

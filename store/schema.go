@@ -22,25 +22,29 @@ import (
 //	records/<group>                 protocol.Record, by CAS, written by controllers and nodes
 //	answers/<group>/<node>          protocol.Answer, written by the node
 //	observed/group/<group>/<node>   GroupObserved, written by the node, for people and statuses only
+//	verify/<group>                  Verification, the last one, written by controllers
+//	observed/verify/<group>/<node>  VerifyObserved, written by the group's primary nodes
 //	ops/<op>                        Operation, a persisted step machine
 //	history/<group>/<seq>           HistoryEntry
 //	identity/...                    users, projects, domains, tokens (package api/identity)
 const (
-	KeyCluster          = "cluster"
-	KeyLeader           = "leader"
-	KeyRecovery         = "recovery"
-	PrefixNodes         = "nodes/"
-	PrefixAliveNodes    = "alive/node/"
-	PrefixVolumes       = "volumes/"
-	PrefixObservedVol   = "observed/volume/"
-	PrefixPairs         = "pairs/"
-	PrefixGroups        = "groups/"
-	PrefixRecords       = "records/"
-	PrefixAnswers       = "answers/"
-	PrefixObservedGroup = "observed/group/"
-	PrefixOps           = "ops/"
-	PrefixHistory       = "history/"
-	PrefixIdentity      = "identity/"
+	KeyCluster           = "cluster"
+	KeyLeader            = "leader"
+	KeyRecovery          = "recovery"
+	PrefixNodes          = "nodes/"
+	PrefixAliveNodes     = "alive/node/"
+	PrefixVolumes        = "volumes/"
+	PrefixObservedVol    = "observed/volume/"
+	PrefixPairs          = "pairs/"
+	PrefixGroups         = "groups/"
+	PrefixRecords        = "records/"
+	PrefixAnswers        = "answers/"
+	PrefixObservedGroup  = "observed/group/"
+	PrefixVerify         = "verify/"
+	PrefixObservedVerify = "observed/verify/"
+	PrefixOps            = "ops/"
+	PrefixHistory        = "history/"
+	PrefixIdentity       = "identity/"
 )
 
 // Key functions; see the table above.
