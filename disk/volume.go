@@ -83,6 +83,21 @@ func (v *Volume) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
+// TryReadAt is ReadAt for who looks on his own account: an I/O error is not the volume's, which may
+// serve everything else for as long as no client asks for these bytes.
+func (v *Volume) TryReadAt(p []byte, off int64) error {
+	if err := v.check(off, int64(len(p))); err != nil {
+		return err
+	}
+	if n, err := v.raw.ReadAt(p, off); n < len(p) {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	return nil
+}
+
 // WriteAt writes p at off, to the page cache; Sync makes it durable. lockstep.ErrNoSpace if the
 // pool is full: the range then holds old and new bytes mixed. Any other error is permanent.
 func (v *Volume) WriteAt(p []byte, off int64) error {

@@ -60,7 +60,8 @@ type Group struct {
 	storeLease *lease
 	asking     map[proposalKey]bool // proposals under way
 
-	in inbox // the secondary's side
+	in     inbox // the secondary's side
+	verify verifier
 	// pointNeeds is the room that the recovery point of the newest announced copying epoch may need.
 	pointNeeds atomic.Int64
 
@@ -92,6 +93,7 @@ func newGroup(h *Host, id lockstep.GroupID, saved protocol.Saved) *Group {
 		answers: make(chan protocol.Answer, 1), ctx: ctx, stop: stop, done: make(chan struct{}),
 		endEpoch: func() {}, lastJob: map[lockstep.NodeID]runningJob{}, storeLease: newLease(), asking: map[proposalKey]bool{},
 	}
+	g.verify.g = g
 	g.in.init(g, saved.Record.Epoch)
 	g.epoch.Store(uint64(saved.Record.Epoch))
 	return g
@@ -167,6 +169,7 @@ func (g *Group) run() {
 	var writer sync.WaitGroup
 	writer.Go(g.writeAnswers)
 	defer func() {
+		g.verify.close()
 		g.stopDialers(nil)
 		g.in.closeAll()
 		if g.batch != nil {
@@ -246,6 +249,7 @@ func (g *Group) step(ev protocol.Event) {
 	changed := view.Record.Epoch != g.view.Record.Epoch || view.Mode != g.view.Mode || view.Role != g.view.Role || view.Adopted != g.view.Adopted
 	g.view = view
 	g.mu.Unlock()
+	g.verify.seen(view)
 	if changed {
 		g.log.Info("group", "epoch", view.Record.Epoch, "state", view.Record.State, "in_sync", view.Record.InSync, "role", role, "mode", mode, "adopted", view.Adopted, "why", why)
 		g.wantDialers(view)

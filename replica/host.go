@@ -22,6 +22,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/disk"
 	"github.com/lockstep-dr/lockstep/protocol"
@@ -53,6 +55,9 @@ type Config struct {
 	TripAfter, LeaseTTL, LeaseMargin, Heartbeat, FlushEvery time.Duration
 	// IntentLimitBytes bounds what the write-intent log of a volume marks while it is two-sided.
 	IntentLimitBytes int64
+	// VerifyRateBytes is what verifications that name no rate of their own compare in a second, all
+	// together; 0: as fast as they can.
+	VerifyRateBytes int64
 
 	Store   Store
 	Resolve func(lockstep.NodeID) (addr string, ok bool) // host:port of a node's replication listener
@@ -70,6 +75,8 @@ type Host struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	tasks   sync.WaitGroup
+
+	verifyLimit *rate.Limiter // of verifications that name no rate
 
 	accessMu sync.Mutex // serializes who a volume belongs to and how it is served outside groups
 
@@ -95,6 +102,10 @@ func NewHost(cfg Config, pool *disk.Pool) (*Host, error) {
 		cfg: cfg, pool: pool, log: cfg.Log, bootKey: wire.Key(cfg.BootID), ctx: ctx, stop: stop,
 		groups: map[lockstep.GroupID]*Group{}, vols: map[lockstep.VolumeID]*Volume{}, owner: map[lockstep.VolumeID]*Group{},
 		refused: map[lockstep.VolumeID]access{}, beats: map[lockstep.NodeID]*beat{},
+		verifyLimit: rate.NewLimiter(rate.Inf, compareBytes),
+	}
+	if cfg.VerifyRateBytes > 0 {
+		h.verifyLimit.SetLimit(rate.Limit(cfg.VerifyRateBytes))
 	}
 	ids, err := pool.Volumes()
 	if err != nil {

@@ -330,19 +330,15 @@ func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoc
 	if e.Off%lockstep.ChunkBytes != 0 {
 		return errors.New("a range that does not begin at a chunk")
 	}
-	hole := v.isHole(e.Off, e.Len)
-	if hole && empty {
+	if empty && v.isHole(e.Off, e.Len) {
 		return nil
 	}
-	var buf []byte // nil: a hole
-	if !hole {
-		buf = make([]byte, e.Len)
-		if err := v.disk.ReadAt(buf, e.Off); err != nil {
-			return err
-		}
+	buf, err := v.readRange(e)
+	if err != nil {
+		return err
 	}
 	piece := func(i int) []byte {
-		if hole {
+		if buf == nil {
 			return zeroes[:min(lockstep.ChunkBytes, e.Len-int64(i)*lockstep.ChunkBytes)]
 		}
 		return buf[int64(i)*lockstep.ChunkBytes : min(int64(i+1)*lockstep.ChunkBytes, e.Len)]
@@ -354,20 +350,8 @@ func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoc
 				differ[i] = 1
 			}
 		}
-	} else {
-		sums := make([]byte, 0, len(differ)*sha256.Size)
-		for i := range differ {
-			sum := sumOf(buf, i, e.Len)
-			sums = append(sums, sum[:]...)
-		}
-		r, err := l.ask(ctx, wire.Header{Kind: wire.KindCompare, Epoch: epoch, Volume: v.key, Offset: uint64(e.Off), Length: uint64(e.Len)}, sums)
-		if err != nil {
-			return fmt.Errorf("compare [%d,+%d) of volume %s: %w", e.Off, e.Len, v.id, err)
-		}
-		if len(r.body) != len(differ) {
-			return fmt.Errorf("%w: %d results for %d chunks", wire.ErrFrame, len(r.body), len(differ))
-		}
-		differ = r.body
+	} else if differ, err = v.differing(ctx, l, epoch, e, buf); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil { // an answer and the end of the epoch may come together
 		return err
@@ -395,6 +379,34 @@ func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoc
 		}
 	}
 	return nil
+}
+
+// readRange reads a range; nil stands for zeroes that no byte is allocated for.
+func (v *Volume) readRange(e lockstep.Extent) ([]byte, error) {
+	if v.isHole(e.Off, e.Len) {
+		return nil, nil
+	}
+	buf := make([]byte, e.Len)
+	return buf, v.disk.ReadAt(buf, e.Off)
+}
+
+// differing asks the secondary which chunks of a range are not what buf, of readRange, says: a byte for
+// each, 1 where it differs.
+func (v *Volume) differing(ctx context.Context, l *link, epoch lockstep.Epoch, e lockstep.Extent, buf []byte) ([]byte, error) {
+	n := int((e.Len + lockstep.ChunkBytes - 1) / lockstep.ChunkBytes)
+	sums := make([]byte, 0, n*sha256.Size)
+	for i := range n {
+		sum := sumOf(buf, i, e.Len)
+		sums = append(sums, sum[:]...)
+	}
+	r, err := l.ask(ctx, wire.Header{Kind: wire.KindCompare, Epoch: epoch, Volume: v.key, Offset: uint64(e.Off), Length: uint64(e.Len)}, sums)
+	if err != nil {
+		return nil, fmt.Errorf("compare [%d,+%d) of volume %s: %w", e.Off, e.Len, v.id, err)
+	}
+	if len(r.body) != n {
+		return nil, fmt.Errorf("%w: %d results for %d chunks", wire.ErrFrame, len(r.body), n)
+	}
+	return r.body, nil
 }
 
 // isHole reports whether the range has no allocated byte; then it need not be read, nor its sums be

@@ -82,6 +82,7 @@ type op struct {
 	seq       uint64
 	sentAt    time.Duration // now() when it was sent first, on whatever link; 0: never
 	over      bool
+	queued    bool          // a claim that waits for ops before it, while those after it wait for it
 	done      chan error    // capacity 1
 	gone      chan struct{} // closed when the op has left the list; made on demand
 }
@@ -214,7 +215,7 @@ func (v *Volume) admit(ctx context.Context, o *op) error {
 func (v *Volume) overlap() string {
 	for i, a := range v.ops {
 		for _, b := range v.ops[i+1:] {
-			if a.ext.Overlaps(b.ext) {
+			if a.ext.Overlaps(b.ext) && !a.queued && !b.queued {
 				return fmt.Sprintf("volume %s: [%d,+%d) and [%d,+%d) are in flight together", v.id, a.ext.Off, a.ext.Len, b.ext.Off, b.ext.Len)
 			}
 		}
