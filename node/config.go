@@ -9,6 +9,7 @@ import (
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/disk/vfs"
 	"github.com/lockstep-dr/lockstep/nbd"
+	"github.com/lockstep-dr/lockstep/store"
 )
 
 // minIntentLimitMiB is some ten times what one cold mark of the write-intent log sets.
@@ -39,6 +40,8 @@ type Config struct {
 	IntentLimitMiB int64         `yaml:"intent_limit_mib"` // most that the write-intent log of a volume marks in sync, default 4096
 	NBDMemoryMiB   int64         `yaml:"nbd_memory_mib"`   // most that requests of NBD clients hold in memory, default 1024
 
+	VerifyRateMiB int64 `yaml:"verify_rate_mib"` // that verifications compare in a second, all together, unless a call names its own rate; default 64
+
 	// Version is what the node calls itself in handshakes and in the store; the program's, no setting.
 	Version string `yaml:"-"`
 
@@ -61,6 +64,9 @@ func (c Config) WithDefaults() Config {
 	def(&c.FlushEvery, time.Second)
 	if c.IntentLimitMiB == 0 {
 		c.IntentLimitMiB = 4096
+	}
+	if c.VerifyRateMiB == 0 {
+		c.VerifyRateMiB = 64
 	}
 	if c.NBDMemoryMiB == 0 {
 		c.NBDMemoryMiB = 1024
@@ -99,6 +105,9 @@ func (c Config) Validate() error {
 	}
 	if c.IntentLimitMiB < minIntentLimitMiB {
 		errs = append(errs, fmt.Errorf("intent_limit_mib: %d is too little, at least %d are needed", c.IntentLimitMiB, minIntentLimitMiB))
+	}
+	if c.VerifyRateMiB < 1 || c.VerifyRateMiB > store.MaxVerifyRateMiB {
+		errs = append(errs, fmt.Errorf("verify_rate_mib: %d must be at least 1, and at most %d", c.VerifyRateMiB, store.MaxVerifyRateMiB))
 	}
 	if least := (nbd.Limits{}.MinMemory() + 1<<20 - 1) >> 20; c.NBDMemoryMiB < least || c.NBDMemoryMiB > 1<<30 {
 		errs = append(errs, fmt.Errorf("nbd_memory_mib: %d must be at least %d, and at most %d", c.NBDMemoryMiB, least, 1<<30))

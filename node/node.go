@@ -41,6 +41,7 @@ type Node struct {
 	// unchecked: the store was away when the directory should have been checked; owned by register.
 	unchecked bool
 	report
+	verifies verifies
 }
 
 // Run runs the daemon until ctx ends; then it stops accepting requests, flushes, and returns nil.
@@ -93,12 +94,14 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 	n.host, err = replica.NewHost(replica.Config{
 		Node: cfg.ID, AZ: cfg.AZ, Cluster: cluster, BootID: boot, Instance: n.pool.InstanceID(), Start: n.pool.StartCounter(), Software: cfg.Version,
 		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20,
-		Store: &records{st: st}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
+		VerifyRateBytes: cfg.VerifyRateMiB << 20,
+		Store:           &records{st: st}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
 	}, n.pool)
 	if err != nil {
 		return err
 	}
 	n.vols = newVolumes(n)
+	n.verifies.init(n)
 	if cfg.started != nil {
 		cfg.started(n)
 	}
@@ -152,6 +155,8 @@ func (n *Node) serve(ctx context.Context, boot lockstep.BootID) error {
 	eg.Go(func() error { return n.vols.run(ctx) })
 	eg.Go(func() error { return quiet(ctx, n.followRecords(ctx)) })
 	eg.Go(func() error { n.report.run(ctx); return nil })
+	eg.Go(func() error { return quiet(ctx, n.verifies.follow(ctx)) })
+	eg.Go(func() error { n.verifies.run(ctx); return nil })
 	eg.Go(func() error { n.report.followRecovery(ctx); return nil })
 	if n.cfg.Metrics != "" {
 		eg.Go(func() error { return serveMetrics(ctx, n.cfg.Metrics, health) })

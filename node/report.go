@@ -125,19 +125,22 @@ func newMetrics(n *Node) (*prometheus.Registry, http.Handler) {
 }
 
 var (
-	descEpoch  = prometheus.NewDesc("lockstep_group_epoch", "Epoch persisted on this node.", []string{"group", "role", "mode"}, nil)
-	descDirty  = prometheus.NewDesc("lockstep_volume_dirty_bytes", "Bytes known to differ from the peer.", []string{"group", "volume"}, nil)
-	descToSend = prometheus.NewDesc("lockstep_volume_to_send_bytes", "Bytes a running synchronization has still to send.", []string{"group", "volume"}, nil)
-	descIntent = prometheus.NewDesc("lockstep_volume_intent_bytes", "Bytes marked in the write-intent log.", []string{"group", "volume"}, nil)
-	descFailed = prometheus.NewDesc("lockstep_volume_failed", "1 if the volume had a permanent error.", []string{"group", "volume"}, nil)
-	descLink   = prometheus.NewDesc("lockstep_link_up", "1 if the secondary node answers.", []string{"group", "peer"}, nil)
+	descEpoch    = prometheus.NewDesc("lockstep_group_epoch", "Epoch persisted on this node.", []string{"group", "role", "mode"}, nil)
+	descDirty    = prometheus.NewDesc("lockstep_volume_dirty_bytes", "Bytes known to differ from the peer.", []string{"group", "volume"}, nil)
+	descToSend   = prometheus.NewDesc("lockstep_volume_to_send_bytes", "Bytes a running synchronization has still to send.", []string{"group", "volume"}, nil)
+	descIntent   = prometheus.NewDesc("lockstep_volume_intent_bytes", "Bytes marked in the write-intent log.", []string{"group", "volume"}, nil)
+	descFailed   = prometheus.NewDesc("lockstep_volume_failed", "1 if the volume had a permanent error.", []string{"group", "volume"}, nil)
+	descVerified = prometheus.NewDesc("lockstep_verify_bytes_total", "Bytes that verifications have compared since the start, holes included.", []string{"group"}, nil)
+	descDiffer   = prometheus.NewDesc("lockstep_verify_differences_total", "Differences between the sides that verifications have found since the start.", []string{"group"}, nil)
+	descProof    = prometheus.NewDesc("lockstep_verify_last_proof_timestamp_seconds", "When the group was last proven equal, Unix time; 0: never.", []string{"group"}, nil)
+	descLink     = prometheus.NewDesc("lockstep_link_up", "1 if the secondary node answers.", []string{"group", "peer"}, nil)
 )
 
 // groupCollector reads the groups when it is asked.
 type groupCollector struct{ n *Node }
 
 func (groupCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descEpoch, descDirty, descToSend, descIntent, descFailed, descLink} {
+	for _, d := range []*prometheus.Desc{descEpoch, descDirty, descToSend, descIntent, descFailed, descLink, descVerified, descDiffer, descProof} {
 		ch <- d
 	}
 }
@@ -163,6 +166,16 @@ func (c groupCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descToSend, float64(v.ToSendBytes), string(id), string(vol))
 			gauge(descIntent, float64(v.IntentBytes), string(id), string(vol))
 			gauge(descFailed, bit(v.Failed != ""), string(id), string(vol))
+		}
+		if o.Role == "primary" {
+			bytes, differences := c.n.host.VerifyTotals(id)
+			ch <- prometheus.MustNewConstMetric(descVerified, prometheus.CounterValue, float64(bytes), string(id))
+			ch <- prometheus.MustNewConstMetric(descDiffer, prometheus.CounterValue, float64(differences), string(id))
+			proof := 0.0
+			if at := c.n.verifies.lastProof(id); !at.IsZero() {
+				proof = float64(at.UnixMilli()) / 1000
+			}
+			gauge(descProof, proof, string(id))
 		}
 		for peer, p := range o.Peers {
 			gauge(descLink, bit(p.Connected), string(id), string(peer))

@@ -66,6 +66,9 @@ type VerifyDifferences struct {
 	First []Difference `json:"first,omitempty"`
 }
 
+// MaxVerifyRateMiB is the highest rate of a verification that may be asked for, MiB/s.
+const MaxVerifyRateMiB = 100_000
+
 // MaxDifferences bounds the differences that a node lists; it counts all.
 const MaxDifferences = 64
 
