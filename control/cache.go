@@ -25,6 +25,8 @@ type snapshot struct {
 	records   map[lockstep.GroupID]protocol.Record
 	answers   map[lockstep.GroupID]map[lockstep.NodeID]protocol.Answer
 	sights    map[lockstep.GroupID]map[lockstep.NodeID]Sight
+	verifies  map[lockstep.GroupID]store.Verification
+	verified  map[lockstep.GroupID]map[lockstep.NodeID]store.VerifyObserved
 	ops       map[string]store.Operation
 	groupsOps map[lockstep.GroupID]map[string]bool
 }
@@ -40,6 +42,8 @@ func newSnapshot() *snapshot {
 		records:   map[lockstep.GroupID]protocol.Record{},
 		answers:   map[lockstep.GroupID]map[lockstep.NodeID]protocol.Answer{},
 		sights:    map[lockstep.GroupID]map[lockstep.NodeID]Sight{},
+		verifies:  map[lockstep.GroupID]store.Verification{},
+		verified:  map[lockstep.GroupID]map[lockstep.NodeID]store.VerifyObserved{},
 		ops:       map[string]store.Operation{},
 		groupsOps: map[lockstep.GroupID]map[string]bool{},
 	}
@@ -49,6 +53,7 @@ func newSnapshot() *snapshot {
 var followed = []string{
 	store.KeyCluster, store.PrefixNodes, store.PrefixAliveNodes, store.PrefixVolumes, store.PrefixObservedVol, store.PrefixPairs,
 	store.PrefixGroups, store.PrefixRecords, store.PrefixAnswers, store.PrefixObservedGroup, store.PrefixOps,
+	store.PrefixVerify, store.PrefixObservedVerify,
 }
 
 // subject is what a changed key is about, for the driver.
@@ -101,6 +106,13 @@ func (s *snapshot) apply(key string, value []byte, deleted bool, now time.Time) 
 			g, n, _ := strings.Cut(id, "/")
 			err := s.setSight(lockstep.GroupID(g), lockstep.NodeID(n), value, deleted, now)
 			prune(s.sights, lockstep.GroupID(g))
+			return subject{kindGroup, g}, true, err
+		case store.PrefixVerify:
+			return subject{kindGroup, id}, true, set(s.verifies, lockstep.GroupID(id), value, deleted)
+		case store.PrefixObservedVerify:
+			g, n, _ := strings.Cut(id, "/")
+			err := set(inner(s.verified, lockstep.GroupID(g)), lockstep.NodeID(n), value, deleted)
+			prune(s.verified, lockstep.GroupID(g))
 			return subject{kindGroup, g}, true, err
 		case store.PrefixOps:
 			return s.setOp(id, value, deleted)
@@ -327,6 +339,9 @@ func (s *snapshot) each(fn func(subject)) {
 		fn(subject{kindGroup, string(g)})
 	}
 	for g := range s.groupsOps {
+		fn(subject{kindGroup, string(g)})
+	}
+	for g := range s.verifies {
 		fn(subject{kindGroup, string(g)})
 	}
 }

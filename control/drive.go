@@ -115,12 +115,15 @@ func (d *driver) driveGroup(ctx context.Context, id lockstep.GroupID) (time.Dura
 		group    store.Group
 		grouped  bool
 		ops      []string
-		left     int // answers and reports
+		left     int // answers, reports, a verification
 	)
 	d.c.peekCache(func(s *snapshot) {
 		record, recorded = s.records[id]
 		group, grouped = s.groups[id]
-		left = len(s.answers[id]) + len(s.sights[id])
+		left = len(s.answers[id]) + len(s.sights[id]) + len(s.verified[id])
+		if _, verified := s.verifies[id]; verified {
+			left++
+		}
 		ops = slices.Sorted(maps.Keys(s.groupsOps[id]))
 	})
 	if !recorded {
@@ -166,6 +169,11 @@ func (d *driver) driveGroup(ctx context.Context, id lockstep.GroupID) (time.Dura
 				return 0, err
 			}
 			soon(wait)
+		}
+	}
+	if recorded {
+		if err := d.driveVerify(ctx, id); err != nil {
+			return 0, fmt.Errorf("verification: %w", err)
 		}
 	}
 	for _, op := range ops {
@@ -327,9 +335,14 @@ func (d *driver) sweep(ctx context.Context, id lockstep.GroupID) error {
 	})
 }
 
-// deleteReports deletes the answers and reports of a group's nodes.
+// deleteReports deletes the answers and reports of a group's nodes, and its verification.
 func (t *tx) deleteReports(id lockstep.GroupID) error {
-	for _, prefix := range []string{store.PrefixAnswers, store.PrefixObservedGroup} {
+	if _, found, err := get[store.Verification](t, store.KeyVerify(id)); err != nil {
+		return err
+	} else if found {
+		t.delete(store.KeyVerify(id))
+	}
+	for _, prefix := range []string{store.PrefixAnswers, store.PrefixObservedGroup, store.PrefixObservedVerify} {
 		kvs, err := t.list(prefix + string(id) + "/")
 		if err != nil {
 			return err

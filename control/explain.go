@@ -28,12 +28,15 @@ type Explanation struct {
 // Option is one call about a group, and what it would do now. It is found by the very code that
 // decides the call, whose result is thrown away.
 type Option struct {
-	Action  string          // failover, …, or a statement
+	Action  string          // failover, …, verify, or a statement
 	Node    lockstep.NodeID // that a statement names
 	Allowed bool
 	Effect  string // what it would do
 	Refusal string // why it would be refused, in the words of that answer
 }
+
+// optionVerify names the option to compare both sides.
+const optionVerify = "verify"
 
 // Explain answers for one group. Statements are looked at for callers that may make them.
 func (c *Controller) Explain(ctx context.Context, caller Caller, id lockstep.GroupID) (Explanation, error) {
@@ -192,8 +195,19 @@ func (c *Controller) options(ctx context.Context, caller Caller, id lockstep.Gro
 			return nil, err
 		}
 	}
-	if !caller.Admin {
-		return out, nil
+	err := try(Option{Action: optionVerify}, func(t *tx) (string, error) {
+		x, err := t.begin(caller, id)
+		if err != nil {
+			return "", err
+		}
+		w, err := x.verify("rehearsed", 0)
+		if w.ID != "rehearsed" {
+			return "answers the verification that is running", err
+		}
+		return "both sides are compared while they serve; what differs is repaired from the primary, and reported", err
+	})
+	if err != nil || !caller.Admin {
+		return out, err
 	}
 	r, _, err := store.GetT[protocol.Record](ctx, c.cfg.Store, store.KeyRecord(id))
 	if err != nil {

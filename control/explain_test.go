@@ -61,7 +61,7 @@ func TestExplainSaysWhatActionsWouldAnswer(t *testing.T) {
 	expect("never synchronized", "", "sync", "stop", "extend")
 	s.act(c, id, ActionSync)
 	s.awaitGroup(c, id, StatusAvailable, ReplicationActive)
-	inSync := expect("in sync", "", "failover", "sync", "reverse", "stop", "extend")
+	inSync := expect("in sync", "", "failover", "sync", "reverse", "stop", "extend", "verify")
 
 	s.silence("b1")
 	s.act(c, id, ActionFailover)
@@ -100,6 +100,10 @@ func (s *site) try(c *Controller, who Caller, id lockstep.GroupID, o Option) err
 	if slices.Contains(Statements, Statement(o.Action)) {
 		return c.Declare(s.ctx, who, id, Statement(o.Action), o.Node, "tried")
 	}
+	if o.Action == optionVerify {
+		_, err := c.Verify(s.ctx, who, id, 0)
+		return err
+	}
 	var ext []Extend
 	if o.Action == string(ActionExtend) {
 		ext = []Extend{{Pair: s.record(id).Members[0].Pair, SizeGiB: 2}}
@@ -113,7 +117,7 @@ func TestExplainIsForThoseWhoMayAct(t *testing.T) {
 	c, _ := s.controller()
 	id, _ := s.syncedGroup(c, 1)
 	e, err := c.Explain(s.ctx, caller, id)
-	if err != nil || len(e.Options) != len(Actions) {
+	if err != nil || len(e.Options) != len(Actions)+1 {
 		t.Fatalf("%d options, %v", len(e.Options), err)
 	}
 	_, err = c.Explain(s.ctx, Caller{Project: "other", Admin: true}, id)

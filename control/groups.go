@@ -188,6 +188,7 @@ func (c *Controller) viewGroup(s *snapshot, g store.Group) GroupView {
 			v.Warnings = append(v.Warnings, fmt.Sprintf("failover impossible if AZ %s is lost: the majority of the store's members is there", az))
 		}
 	}
+	v.verification(s, r)
 	return v
 }
 

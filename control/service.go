@@ -117,6 +117,8 @@ type GroupView struct {
 	Progress *string
 	// Warnings are sentences about what threatens the group beside its own state.
 	Warnings []string
+	// Verification is the group's running or last one, with its last proof; nil: there was none.
+	Verification *VerificationView
 }
 
 // Action is one of the group actions.
@@ -170,6 +172,10 @@ type Service interface {
 	Explain(ctx context.Context, c Caller, id lockstep.GroupID) (Explanation, error)
 	// SetStrict chooses whether a primary without its secondary serves only under a lease of the store.
 	SetStrict(ctx context.Context, c Caller, id lockstep.GroupID, strict bool) error
+	// Verify compares both sides of a group in sync, at that rate of each primary node in MiB/s (0: the
+	// node's); it answers the verification that runs then, a new one or an earlier.
+	Verify(ctx context.Context, c Caller, id lockstep.GroupID, rateMiB int64) (VerificationView, error)
+	CancelVerify(ctx context.Context, c Caller, id lockstep.GroupID) error
 	// Declare takes an operator's statement about a group; it needs the admin role.
 	Declare(ctx context.Context, c Caller, id lockstep.GroupID, s Statement, node lockstep.NodeID, reason string) error
 
