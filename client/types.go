@@ -100,8 +100,11 @@ type Group struct {
 	OneSided          string   `json:"lockstep_one_sided"` // available or strict
 	Reason            *string  `json:"lockstep_reason"`    // why the group is as it is, for people
 	Warnings          []string `json:"lockstep_warnings"`  // what threatens it
-	CreatedAt         Time     `json:"created_at"`
-	UpdatedAt         Time     `json:"updated_at"`
+	// Verified is the last proof that both sides are equal, Verification the one that runs, or ran last.
+	Verified     *Proof        `json:"lockstep_verified"`
+	Verification *Verification `json:"lockstep_verification"`
+	CreatedAt    Time          `json:"created_at"`
+	UpdatedAt    Time          `json:"updated_at"`
 }
 
 // Volume is a disk as shown.

@@ -124,10 +124,13 @@ func (a *api) declare(r *rest.Request, body *rest.Object) (ok bool, err error) {
 	return true, a.svc.Declare(r.Context(), r.Caller, groupID(r), statement, lockstep.NodeID(node), reason)
 }
 
-// action answers 200 with an empty body, the one success that clients know.
+// action answers 200 with an empty body, the one success that clients know, but for a verification.
 func (a *api) action(w http.ResponseWriter, r *rest.Request) error {
 	body, err := rest.ReadObject(r)
 	if err != nil {
+		return err
+	}
+	if ok, err := a.verify(w, r, body); ok {
 		return err
 	}
 	if ok, err := a.declare(r, body); ok {

@@ -35,6 +35,10 @@ type groupFull struct {
 	// known), and what threatens it.
 	Reason   *string  `json:"lockstep_reason"`
 	Warnings []string `json:"lockstep_warnings"`
+	// Verified and Verification are extensions: the last proof that both sides are equal, and the
+	// verification that runs, or ran last.
+	Verified     *proofView        `json:"lockstep_verified"`
+	Verification *verificationView `json:"lockstep_verification"`
 }
 
 func shortGroup(g control.GroupView) groupShort {
@@ -52,6 +56,9 @@ func fullGroup(g control.GroupView) groupFull {
 	out.Warnings = append([]string{}, g.Warnings...)
 	if g.Reason != "" {
 		out.Reason = &g.Reason
+	}
+	if out.Verification = viewVerification(g.Verification); g.Verification != nil {
+		out.Verified = viewProof(g.Verification.Proof)
 	}
 	out.OneSided = "available"
 	if g.Strict {
