@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,9 @@ type verifier struct {
 	bytes       atomic.Int64 // compared since the start of the process
 	differences atomic.Int64 // found likewise
 
-	mu     sync.Mutex // guards what follows
-	run    *verifyRun // the newest one; nil: none
+	mu     sync.Mutex    // guards what follows
+	run    *verifyRun    // the newest one; nil: none
+	last   chan struct{} // closed when the goroutine that was begun last has ended; nil: there was none
 	closed bool
 }
 
@@ -45,7 +47,6 @@ type verifyRun struct {
 	limit *rate.Limiter
 	ctx   context.Context
 	stop  context.CancelCauseFunc
-	done  chan struct{} // closed when the goroutine has ended
 
 	mu     sync.Mutex // guards report
 	report store.VerifyObserved
@@ -122,7 +123,7 @@ func (x *verifier) begin(req VerifyRequest) {
 		return
 	}
 	cfg := x.g.host.cfg
-	r := &verifyRun{g: x.g, req: req, limit: x.g.host.verifyLimit, done: make(chan struct{}), again: map[lockstep.Extent]bool{}}
+	r := &verifyRun{g: x.g, req: req, limit: x.g.host.verifyLimit, again: map[lockstep.Extent]bool{}}
 	if req.RateBytes > 0 {
 		r.limit = rate.NewLimiter(rate.Limit(req.RateBytes), compareBytes)
 	}
@@ -131,25 +132,25 @@ func (x *verifier) begin(req VerifyRequest) {
 		ID: req.ID, Node: cfg.Node, BootID: cfg.BootID, Instance: cfg.Instance, InSyncEpoch: view.Record.InSyncEpoch,
 		State: store.VerifyRunning, Volumes: map[lockstep.VolumeID]store.VerifyProgress{},
 	}
-	prev := x.run
+	if prev := x.run; prev != nil {
+		prev.stop(errVerifyStopped)
+	}
 	x.run = r
 	if from := req.From; from.ID == req.ID {
 		if from.State != store.VerifyRunning {
 			r.report = from // it was over
-			close(r.done)
 			return
 		}
 		r.resume(from)
 	}
-	if prev != nil {
-		prev.stop(errVerifyStopped)
-	}
 	r.seen(view)
 	r.seen(x.g.viewNow()) // a change since then met no run to tell
+	before, done := x.last, make(chan struct{})
+	x.last = done
 	go func() {
-		defer close(r.done)
-		if prev != nil {
-			<-prev.done
+		defer close(done)
+		if before != nil {
+			<-before
 		}
 		r.end(r.all())
 	}()
@@ -176,11 +177,13 @@ func (r *verifyRun) resume(from store.VerifyObserved) {
 func (x *verifier) close() {
 	x.mu.Lock()
 	x.closed = true
-	r := x.run
+	if x.run != nil {
+		x.run.stop(errVerifyStopped)
+	}
+	last := x.last
 	x.mu.Unlock()
-	if r != nil {
-		r.stop(errVerifyStopped)
-		<-r.done
+	if last != nil {
+		<-last
 	}
 }
 
@@ -257,7 +260,7 @@ func (r *verifyRun) all() error {
 		return err
 	}
 	vols := r.g.volumes()
-	slices.SortFunc(vols, func(a, b *Volume) int { return int(int64(a.key>>1) - int64(b.key>>1)) })
+	slices.SortFunc(vols, func(a, b *Volume) int { return cmp.Compare(a.id, b.id) })
 	for _, v := range vols {
 		r.advance(v, 0)
 	}
