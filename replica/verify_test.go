@@ -20,6 +20,11 @@ import (
 	"github.com/lockstep-dr/lockstep/store"
 )
 
+// newSteadyPair is a pair that does not trip because the machine is busy: that would end a verification.
+func newSteadyPair(t testing.TB) *pair {
+	return newPairWith(t, func(c *Config) { c.TripAfter = time.Minute })
+}
+
 // verify runs one verification to its end.
 func (p *pair) verify(t testing.TB, id string) store.VerifyObserved {
 	t.Helper()
@@ -78,7 +83,7 @@ func (p *pair) equal(t testing.TB) {
 // with writes that overlap each other, of every kind, and others everything, while verifications go
 // round and round.
 func TestVerifyUnderWritesFindsNothing(t *testing.T) {
-	p := newPair(t)
+	p := newSteadyPair(t)
 	p.sync(t)
 	v := p.a.Volume("va")
 	for i, fs := range p.fs { // each side is late at times, so that one has what the other has not yet
@@ -138,7 +143,7 @@ func TestVerifyUnderWritesFindsNothing(t *testing.T) {
 // Goal: a difference is found exactly, marked before anything is sent, kept in both versions, repaired
 // from the primary, and gone afterwards.
 func TestVerifyFindsMarksAndRepairs(t *testing.T) {
-	p := newPair(t)
+	p := newSteadyPair(t)
 	p.sync(t)
 	v := p.a.Volume("va")
 	data := bytes.Repeat([]byte{7}, 3*int(lockstep.ChunkBytes))
@@ -202,7 +207,7 @@ func TestVerifyFindsMarksAndRepairs(t *testing.T) {
 // Goal: a difference that was found and not repaired, because everything stopped in between, is not
 // forgotten: the next synchronization repairs it without a verification.
 func TestFoundDifferenceIsRepairedByTheNextSync(t *testing.T) {
-	p := newPair(t)
+	p := newSteadyPair(t)
 	p.sync(t)
 	v := p.a.Volume("va")
 	p.behind(t, 5<<20, []byte{1, 2, 3})
@@ -255,7 +260,7 @@ func (p *pair) slow(t testing.TB, id string) {
 
 // Goal: a trip in the middle is no proof, and neither is the way back to in sync.
 func TestTripEndsAVerification(t *testing.T) {
-	p := newPair(t)
+	p := newSteadyPair(t)
 	p.sync(t)
 	p.slow(t, "1")
 	err := p.st.change(func(r protocol.Record) (protocol.Record, error) { return r.Trip(r.Epoch, protocol.CauseLink, "a test") })
@@ -288,7 +293,7 @@ func TestTripEndsAVerification(t *testing.T) {
 // Goal: a link that breaks in the middle of comparisons makes them void, not different, and the
 // verification goes on by itself.
 func TestVerifyOverABrokenLink(t *testing.T) {
-	p := newPair(t)
+	p := newSteadyPair(t)
 	p.sync(t)
 	v := p.a.Volume("va")
 	if err := v.WriteAt(context.Background(), bytes.Repeat([]byte{1}, 16<<20), 0, false); err != nil {
@@ -297,9 +302,13 @@ func TestVerifyOverABrokenLink(t *testing.T) {
 	p.a.Verify("g", VerifyRequest{ID: "1", Epoch: p.st.get().Epoch, RateBytes: 16 << 20})
 	for range 3 {
 		time.Sleep(100 * time.Millisecond)
-		v.mu.Lock()
-		l := v.link
-		v.mu.Unlock()
+		var l *link
+		p.until(t, "there is a link", func() bool {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			l = v.link
+			return l != nil && v.mode == protocol.ModeTwoSided
+		})
 		l.close()
 		if err := v.WriteAt(context.Background(), bytes.Repeat([]byte{2}, 1<<20), 8<<20, false); err != nil {
 			t.Fatal(err)
@@ -329,7 +338,7 @@ func TestVerifyGoesOnAfterARestart(t *testing.T) {
 		"another's progress": {func(o *store.VerifyObserved) { o.ID = "0" }, store.VerifyEqual, "", testSize},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPair(t)
+			p := newSteadyPair(t)
 			p.sync(t)
 			r := p.st.get()
 			p.behind(t, 50<<20, []byte{5})
@@ -353,7 +362,7 @@ func TestVerifyGoesOnAfterARestart(t *testing.T) {
 
 // Goal: a node that has not read the record it is asked for, or is no primary, waits.
 func TestVerifyWaitsForItsRecord(t *testing.T) {
-	p := newPair(t)
+	p := newSteadyPair(t)
 	p.sync(t)
 	p.a.Verify("g", VerifyRequest{ID: "1", Epoch: p.st.get().Epoch + 1})
 	p.b.Verify("g", VerifyRequest{ID: "1", Epoch: p.st.get().Epoch})
@@ -368,7 +377,7 @@ func TestVerifyWaitsForItsRecord(t *testing.T) {
 // Goal: a sector of the primary that cannot be read ends the verification with its place; the volume
 // goes on, since no client has asked for it.
 func TestVerifyMeetsABadSector(t *testing.T) {
-	p := newPair(t)
+	p := newSteadyPair(t)
 	p.sync(t)
 	v := p.a.Volume("va")
 	if err := v.WriteAt(context.Background(), bytes.Repeat([]byte{1}, 1<<20), 8<<20, false); err != nil {
@@ -392,7 +401,7 @@ func TestVerifyMeetsABadSector(t *testing.T) {
 
 // Goal: a secondary that does not keep what it is sent is not called equal.
 func TestVerifyOfADiskThatKeepsNothing(t *testing.T) {
-	p := newPair(t)
+	p := newSteadyPair(t)
 	p.sync(t)
 	var inside atomic.Bool
 	p.fs[1].OnOp(func(op vfs.Op) error {
