@@ -30,7 +30,7 @@ func TestAControllerKilledInMidFailoverDoesNotStopIt(t *testing.T) {
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	zone := "az1"
 	disks := g.disks(zone)
-	var c chains
+	c := newChains()
 	hits, sure := 0, 0
 	for round := range rounds {
 		c.run(disks)
@@ -105,7 +105,7 @@ func TestAControllerKilledInMidFailoverDoesNotStopIt(t *testing.T) {
 	}
 	c.run(disks)
 	c.progress(g, patience, 200)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 	fmt.Printf("controller killed in mid-failover: rounds=%d failovering=%d of these with the node stopped=%d\n", rounds, hits, sure)
 	if sure < rounds/2 || hits < sure {
 		t.Errorf("of %d kills only %d fell into a failover", rounds, hits)
@@ -137,7 +137,7 @@ func TestEverythingIsThereAfterARestartOfAll(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	credentials, err := os.ReadFile(filepath.Join(d.dir, "openrc"))
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +185,7 @@ func TestEverythingIsThereAfterARestartOfAll(t *testing.T) {
 	}
 	c.run(disks)
 	c.progress(g, patience, 500)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 func TestWritesGoOnWhileTheStoreIsDown(t *testing.T) {
@@ -193,22 +193,22 @@ func TestWritesGoOnWhileTheStoreIsDown(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	d.signal(syscall.SIGSTOP, "controller") // the store is embedded in it
 	stopped := time.Now()
-	c.longest.Store(0)
+	c.Longest() // a new count begins
 	for time.Since(stopped) < 12*time.Second {
 		c.progress(g, 3*time.Second, 50)
 	}
-	if longest := time.Duration(c.longest.Load()); longest > 2*time.Second {
+	if longest := c.Longest(); longest > 2*time.Second {
 		t.Errorf("a write took %s while the store was down", longest)
 	}
 	d.signal(syscall.SIGCONT, "controller")
 	g.untilActive()
 	d.untilAlive(d.members("")...)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 
 	// The same for a process that serves one-sided under the policy available.
 	d.kill(node("az2", 1))
@@ -223,7 +223,7 @@ func TestWritesGoOnWhileTheStoreIsDown(t *testing.T) {
 	d.eventually(patience, "dev start works", func() error { _, _, err := g.statuses(); return err })
 	d.start(node("az2", 1))
 	g.untilActive()
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 // TestTheAPISaysThatTheStoreIsDown: a second controller on the same store outlives it.

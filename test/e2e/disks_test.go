@@ -141,7 +141,7 @@ func TestAFullPrimaryPoolStopsTheVolumeAndLosesNothing(t *testing.T) {
 	pool := d.smallPool(node("az1", 1), 2500)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	if err := c.stop(g); err != nil {
@@ -192,7 +192,7 @@ func TestAFullPrimaryPoolStopsTheVolumeAndLosesNothing(t *testing.T) {
 	g.untilActive()
 	c.run(there)
 	c.progress(g, patience, 200)
-	flushAndCompare(g, &c, there)
+	flushAndCompare(g, c, there)
 }
 
 func TestAFullSecondaryPoolIsAnErrorAndWritesGoOn(t *testing.T) {
@@ -201,7 +201,7 @@ func TestAFullSecondaryPoolIsAnErrorAndWritesGoOn(t *testing.T) {
 	pool := d.smallPool(node("az2", 1), 2500)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	ballast := fillPool(t, pool, 4)
@@ -224,7 +224,7 @@ func TestAFullSecondaryPoolIsAnErrorAndWritesGoOn(t *testing.T) {
 	g.act(client.ActionSync)
 	g.untilActive()
 	c.progress(g, patience, 200)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 // TestABrokenPrimaryDiskFailsTheVolumeAndCanBeFailedOver: the file is cut short under the node, so
@@ -234,7 +234,7 @@ func TestABrokenPrimaryDiskFailsTheVolumeAndCanBeFailedOver(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	if err := c.stop(g); err != nil {
@@ -268,7 +268,7 @@ func TestABrokenSecondaryDiskIsShownAndWritesGoOn(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	g.act(client.ActionStop)
@@ -294,7 +294,7 @@ func TestAFailedFlushIsPermanentAndCanBeFailedOver(t *testing.T) {
 	space := d.thinPool(node("az1", 1))
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	if err := c.stop(g); err != nil {

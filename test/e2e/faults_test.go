@@ -88,7 +88,7 @@ func TestACutLinkStallsWritesForSecondsAndHealsByItself(t *testing.T) {
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	link := w.replication[node("az2", 1)]
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	for _, cut := range []struct {
 		name     string
 		to, from bool
@@ -107,14 +107,14 @@ func TestACutLinkStallsWritesForSecondsAndHealsByItself(t *testing.T) {
 		}
 		g.until(6*time.Second, "available", "inactive", "5")
 		c.progress(g, 3*time.Second, 200)
-		if longest := time.Duration(c.longest.Load()); longest > 6*time.Second {
+		if longest := c.Longest(); longest > 6*time.Second {
 			t.Errorf("%s: a write took %s", cut.name, longest)
 		}
 		g.refused("5")
 		link.join()
 		g.untilActive()
 		c.progress(g, patience, 200)
-		flushAndCompare(g, &c, disks)
+		flushAndCompare(g, c, disks)
 	}
 }
 
@@ -123,7 +123,7 @@ func TestALostPrimaryZoneIsShownAndCanBeFailedOver(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
 	d.kill(node("az1", 1))
@@ -144,19 +144,19 @@ func TestAPrimaryCutFromSecondaryAndStoreHoldsItsRequests(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
 	w.replication[node("az2", 1)].sever()
 	w.store[node("az1", 1)].sever()
 	g.until(15*time.Second, "available", "active", "2")
-	held := c.total.Load()
+	held := c.Acknowledged()
 
 	// Nothing is acknowledged, and nothing is given up: the requests wait.
 	began := time.Now()
 	g.eventually(10*time.Second, "the requests are held", func() error {
-		if c.total.Load() != held {
-			t.Fatalf("%d writes were acknowledged by a primary that hears nobody", c.total.Load()-held)
+		if c.Acknowledged() != held {
+			t.Fatalf("%d writes were acknowledged by a primary that hears nobody", c.Acknowledged()-held)
 		}
 		if time.Since(began) < 3*time.Second {
 			return errNotYet
@@ -164,8 +164,8 @@ func TestAPrimaryCutFromSecondaryAndStoreHoldsItsRequests(t *testing.T) {
 		return nil
 	})
 	select {
-	case err := <-c.failed:
-		t.Fatalf("a held request failed: %v", err)
+	case <-c.ended:
+		t.Fatalf("a held request failed: %v", c.err)
 	default:
 	}
 
@@ -179,7 +179,7 @@ func TestAPrimaryCutFromSecondaryAndStoreHoldsItsRequests(t *testing.T) {
 	}
 	// Acknowledgements that were on their way when the wire was cut still arrive: of writes that
 	// the secondary had before the failover, and that are there. Nothing follows them.
-	if late := c.total.Load() - held; late > chainCount {
+	if late := c.Acknowledged() - held; late > chainCount {
 		t.Fatalf("the old primary acknowledged %d writes after the failover", late)
 	}
 	if err := c.inspect(d.ctx, there); err != nil {
@@ -189,7 +189,7 @@ func TestAPrimaryCutFromSecondaryAndStoreHoldsItsRequests(t *testing.T) {
 	c.progress(g, patience, 200)
 	g.act(client.ActionReprotect)
 	g.untilActive()
-	flushAndCompare(g, &c, there)
+	flushAndCompare(g, c, there)
 }
 
 func TestAPrimaryCutFromSecondaryAndStoreGoesOnWhenTheyReturn(t *testing.T) {
@@ -198,7 +198,7 @@ func TestAPrimaryCutFromSecondaryAndStoreGoesOnWhenTheyReturn(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	for _, first := range []string{"store", "secondary"} {
 		t.Log(first, "returns first")
 		c.run(disks)
@@ -216,7 +216,7 @@ func TestAPrimaryCutFromSecondaryAndStoreGoesOnWhenTheyReturn(t *testing.T) {
 			w.store[node("az1", 1)].join()
 		}
 		g.untilActive()
-		flushAndCompare(g, &c, disks)
+		flushAndCompare(g, c, disks)
 	}
 }
 
@@ -226,7 +226,7 @@ func TestARebootedPrimaryIsHeldUntilItHasTakenBackWhatItLost(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	for life, failover := range []bool{false, true} {
 		c.run(disks)
 		c.progress(g, patience, 200)
@@ -238,7 +238,7 @@ func TestARebootedPrimaryIsHeldUntilItHasTakenBackWhatItLost(t *testing.T) {
 		}
 		closeAll(disks)
 		for _, p := range g.pairs {
-			lose(t, d.raw(p, "az1"), c.newest())
+			lose(t, d.raw(p, "az1"), c)
 		}
 		d.reboot(w, node("az1", 1), 2+life)
 		w.replication[node("az2", 1)].sever()
@@ -269,24 +269,22 @@ func TestARebootedPrimaryIsHeldUntilItHasTakenBackWhatItLost(t *testing.T) {
 		g.untilActive()
 		c.run(disks)
 		c.progress(g, patience, 200)
-		flushAndCompare(g, &c, disks)
+		flushAndCompare(g, c, disks)
 	}
 }
 
-// newest is the write that was acknowledged last in chain 0.
-func (c *chains) newest() uint64 { return c.acked[0].Load() }
-
 // lose takes from a raw file the block of chain 0 that was written last there, as a host does that
 // loses its page cache: the older content of that block was zeroes, or nearly so.
-func lose(t *testing.T, raw string, k uint64) {
+func lose(t *testing.T, raw string, c *chains) {
 	t.Helper()
 	f, err := os.OpenFile(raw, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	k := c.Newest(0)
 	for _, k := range []uint64{k, k - 1} { // one of the two is on this disk; the other block is lost, too
-		_, off := place(0, k)
+		_, off := c.Place(0, k)
 		if _, err := f.WriteAt(make([]byte, blockSize), off); err != nil {
 			t.Fatal(err)
 		}
@@ -299,7 +297,7 @@ func TestASecondaryWhoseHostRebootedIsSynchronizedAgain(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
 	d.reboot(w, node("az2", 1), 2)
@@ -308,7 +306,7 @@ func TestASecondaryWhoseHostRebootedIsSynchronizedAgain(t *testing.T) {
 	g.until(10*time.Second, "available", "inactive", "5")
 	g.untilActive()
 	c.progress(g, patience, 200)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 func TestBothHostsRebootedKeepThePrimarysImage(t *testing.T) {
@@ -317,7 +315,7 @@ func TestBothHostsRebootedKeepThePrimarysImage(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
 	for _, m := range d.members("") {
@@ -336,7 +334,7 @@ func TestBothHostsRebootedKeepThePrimarysImage(t *testing.T) {
 	g.untilActive()
 	c.run(disks)
 	c.progress(g, patience, 200)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 // TestAFailoverToARebootedSecondaryEndsAsItBegan: it may lack writes, so it must not take over.
@@ -346,7 +344,7 @@ func TestAFailoverToARebootedSecondaryEndsAsItBegan(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
 	d.reboot(w, node("az2", 1), 2)
@@ -381,7 +379,7 @@ func TestAFailoverToARebootedSecondaryEndsAsItBegan(t *testing.T) {
 	c.progress(g, patience, 200)
 	g.act(client.ActionSync)
 	g.untilActive()
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 func TestOneDeadPrimaryNodeAndTheOthersLinkDownHoldTheGroup(t *testing.T) {
@@ -390,7 +388,7 @@ func TestOneDeadPrimaryNodeAndTheOthersLinkDownHoldTheGroup(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(2))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	for _, failover := range []bool{false, true} {
 		c.run(disks)
 		c.progress(g, patience, 200)
@@ -432,5 +430,5 @@ func TestOneDeadPrimaryNodeAndTheOthersLinkDownHoldTheGroup(t *testing.T) {
 	}
 	c.run(disks)
 	c.progress(g, patience, 200)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }

@@ -46,7 +46,7 @@ func TestAnOperatorContinuesAGroupThatWaitsForADeadPrimaryNode(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(2))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
 	w.replication[node("az2", 2)].sever()
@@ -78,5 +78,5 @@ func TestAnOperatorContinuesAGroupThatWaitsForADeadPrimaryNode(t *testing.T) {
 	}
 	c.run(disks)
 	c.progress(g, patience, 200)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }

@@ -150,7 +150,7 @@ func TestAnySequenceOfFaultsLosesNothingAndHeals(t *testing.T) {
 	x.group = d.syncedGroup(d.pair(1), d.pairOn(2, 1))
 	zone := "az1"
 	disks := x.disks(zone)
-	var c chains
+	c := newChains()
 	rounds := 0
 	for began := time.Now(); time.Since(began) < *randomFlag; rounds++ {
 		c.run(disks)
@@ -181,8 +181,8 @@ func TestAnySequenceOfFaultsLosesNothingAndHeals(t *testing.T) {
 		if again := x.settle(); again != zone {
 			t.Fatalf("the primary moved from %s to %s by itself", zone, again)
 		}
-		x.say("round %d: the primary is %s, %d writes so far", rounds+1, zone, c.total.Load())
+		x.say("round %d: the primary is %s, %d writes so far", rounds+1, zone, c.Acknowledged())
 		x.sameFiles(x.pairs...)
 	}
-	t.Logf("%d rounds, %d writes", rounds, c.total.Load())
+	t.Logf("%d rounds, %d writes", rounds, c.Acknowledged())
 }

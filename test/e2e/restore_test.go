@@ -21,7 +21,7 @@ func TestARestoredStoreServesNothingUntilItIsRecovered(t *testing.T) {
 	d := deploy(t, 1)
 	moved := d.syncedGroup(d.pair(1), d.pair(1))
 	same := d.syncedGroup(d.pair(1))
-	var c chains
+	c := newChains()
 	c.run(moved.disks("az1"))
 	c.progress(moved, patience, 200)
 	if err := c.stop(moved); err != nil {
@@ -91,7 +91,7 @@ func TestARestoredStoreServesNothingUntilItIsRecovered(t *testing.T) {
 	}
 	c.run(disks)
 	c.progress(moved, patience, 200)
-	flushAndCompare(moved, &c, disks)
+	flushAndCompare(moved, c, disks)
 	same.untilActive()
 }
 

@@ -35,7 +35,7 @@ func TestAStoppedSecondaryStallsWritesForSecondsAndHealsByItself(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 
@@ -44,7 +44,7 @@ func TestAStoppedSecondaryStallsWritesForSecondsAndHealsByItself(t *testing.T) {
 	g.until(5*time.Second, "available", "inactive", "5")
 	tripped := time.Since(stopped)
 	c.progress(g, 2*time.Second, 500)
-	stall := time.Duration(c.longest.Load())
+	stall := c.Longest()
 	t.Logf("tripped after %s, the longest write took %s", tripped.Round(time.Millisecond), stall.Round(time.Millisecond))
 	if stall > 6*time.Second {
 		t.Errorf("writes stalled for %s", stall)
@@ -55,7 +55,7 @@ func TestAStoppedSecondaryStallsWritesForSecondsAndHealsByItself(t *testing.T) {
 	d.signal(syscall.SIGCONT, node("az2", 1))
 	g.untilActive()
 	c.progress(g, patience, 500)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 func TestAStoppedPrimaryGoesOnWhereItWas(t *testing.T) {
@@ -63,19 +63,19 @@ func TestAStoppedPrimaryGoesOnWhereItWas(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	d.signal(syscall.SIGSTOP, node("az1", 1))
 	g.until(15*time.Second, "available", "active", "2") // gone, as far as anybody can see
-	before := c.total.Load()
+	before := c.Acknowledged()
 	d.signal(syscall.SIGCONT, node("az1", 1))
 	c.progress(g, patience, 500)
-	if c.total.Load() <= before {
+	if c.Acknowledged() <= before {
 		t.Error("no write went on")
 	}
 	g.untilActive()
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 func TestAStoppedPrimaryThatWakesAfterAFailoverAnswersNothing(t *testing.T) {
@@ -83,7 +83,7 @@ func TestAStoppedPrimaryThatWakesAfterAFailoverAnswersNothing(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	reader := g.open(g.pairs[0], "az1")
@@ -124,7 +124,7 @@ func TestAStoppedPrimaryThatWakesAfterAFailoverAnswersNothing(t *testing.T) {
 	d.untilAlive(node("az1", 1))
 	g.act(client.ActionReprotect)
 	g.untilActive()
-	flushAndCompare(g, &c, there)
+	flushAndCompare(g, c, there)
 }
 
 func TestAKilledSecondaryIsCaughtUpWhenItReturns(t *testing.T) {
@@ -132,7 +132,7 @@ func TestAKilledSecondaryIsCaughtUpWhenItReturns(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	d.kill(node("az2", 1))
@@ -142,7 +142,7 @@ func TestAKilledSecondaryIsCaughtUpWhenItReturns(t *testing.T) {
 	d.start(node("az2", 1))
 	g.untilActive()
 	c.progress(g, patience, 500)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 // TestAKilledPrimaryProcessGoesOnAfterItsRestart: nothing else happens; the clients connect again.
@@ -151,7 +151,7 @@ func TestAKilledPrimaryProcessGoesOnAfterItsRestart(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	for range 3 {
 		c.run(disks)
 		c.progress(g, patience, 500)
@@ -169,7 +169,7 @@ func TestAKilledPrimaryProcessGoesOnAfterItsRestart(t *testing.T) {
 	g.untilActive()
 	c.run(disks)
 	c.progress(g, patience, 500)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 // TestBothNodesKilledLoseNothing: the processes die, the hosts do not, so even what was not
@@ -179,7 +179,7 @@ func TestBothNodesKilledLoseNothing(t *testing.T) {
 	d := deploy(t, 1)
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	d.kill(d.members("")...)
@@ -195,7 +195,7 @@ func TestBothNodesKilledLoseNothing(t *testing.T) {
 	}
 	c.run(disks)
 	c.progress(g, patience, 500)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 func TestReadsUnderLoadSeeTheLastAcknowledgedWrite(t *testing.T) {
@@ -206,14 +206,14 @@ func TestReadsUnderLoadSeeTheLastAcknowledgedWrite(t *testing.T) {
 	disk := g.open(g.pairs[0], "az1") // a connection of its own
 	ctx, cancel := context.WithTimeout(d.ctx, patience)
 	defer cancel()
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
 	stop := time.Now().Add(4 * time.Second)
 	chased := d.ask("reader of chains", func(context.Context) error { return c.chase(ctx, disks, stop) })
 	have, want := make([]byte, blockSize), make([]byte, blockSize)
 	for i := uint64(1); time.Now().Before(stop); i++ {
-		fill(want, int(i%5), i)
+		c.Fill(want, int(i%5), i)
 		off := chainBytes + int64(i%64)*blockSize
 		if err := disk.WriteAt(ctx, want, off, i%100 == 0); err != nil {
 			t.Fatal(err)
@@ -228,7 +228,7 @@ func TestReadsUnderLoadSeeTheLastAcknowledgedWrite(t *testing.T) {
 	if err := chased.end(); err != nil {
 		t.Fatal(err)
 	}
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 // chase reads, until that time, the place of a write that was acknowledged: it must hold that write,
@@ -237,15 +237,15 @@ func (c *chains) chase(ctx context.Context, disks [2]block.Device, until time.Ti
 	b := make([]byte, blockSize)
 	for i := 0; time.Now().Before(until); i++ {
 		chain := i % chainCount
-		k := c.acked[chain].Load()
+		k := c.Newest(chain)
 		if k == 0 {
 			continue
 		}
-		disk, off := place(chain, k)
+		disk, off := c.Place(chain, k)
 		if err := disks[disk].ReadAt(ctx, b, off); err != nil {
 			return err
 		}
-		have, err := parse(b, chain)
+		have, err := c.Parse(b, disk, chain)
 		if err == nil && (have < k || (have-k)%(2*chainSlots) != 0) {
 			err = fmt.Errorf("write %d was acknowledged, a read of its place gives write %d", k, have)
 		}
