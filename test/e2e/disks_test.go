@@ -393,7 +393,7 @@ func TestExtendWhileCopying(t *testing.T) {
 	if err := disk.WriteAt(d.ctx, data, 1<<20, false); err != nil {
 		t.Fatal(err)
 	}
-	w.replication[node("az2", 1)].limit(4 << 20)
+	w.replication[node("az2", 1)].Limit(4 << 20)
 	g.act(client.ActionSync)
 	g.until(5*time.Second, "available", "copying", "0")
 	stop, stopped := make(chan struct{}), make(chan error, 1)
@@ -422,7 +422,7 @@ func TestExtendWhileCopying(t *testing.T) {
 	if err := grown.WriteAt(d.ctx, data[:1<<20], 2*gib-1<<20, false); err != nil {
 		t.Fatal(err)
 	}
-	w.replication[node("az2", 1)].limit(0)
+	w.replication[node("az2", 1)].Limit(0)
 	g.untilActive()
 	close(stop)
 	if err := <-stopped; err != nil {

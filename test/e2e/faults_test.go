@@ -32,12 +32,12 @@ func TestStatusesOfAGroupThatIsNewCopyingPausedAndFailedOver(t *testing.T) {
 	if err := disk.WriteAt(d.ctx, data, 1<<20, false); err != nil {
 		t.Fatal(err)
 	}
-	w.replication[node("az2", 1)].limit(4 << 20)
+	w.replication[node("az2", 1)].Limit(4 << 20)
 	g.act(client.ActionSync)
 	g.until(5*time.Second, "available", "copying", "0")
 	d.writes(disk, 0, 3*time.Second)
 	g.refused("0")
-	w.replication[node("az2", 1)].limit(0)
+	w.replication[node("az2", 1)].Limit(0)
 	g.untilActive()
 	d.writes(disk, 0, time.Second)
 
@@ -101,9 +101,9 @@ func TestACutLinkStallsWritesForSecondsAndHealsByItself(t *testing.T) {
 		t.Log(cut.name)
 		c.run(disks)
 		c.progress(g, patience, 200)
-		link.set(cut.to, cut.from)
+		link.Cut(cut.to, cut.from)
 		if cut.reset {
-			link.reset()
+			link.Reset()
 		}
 		g.until(6*time.Second, "available", "inactive", "5")
 		c.progress(g, 3*time.Second, 200)
@@ -111,7 +111,7 @@ func TestACutLinkStallsWritesForSecondsAndHealsByItself(t *testing.T) {
 			t.Errorf("%s: a write took %s", cut.name, longest)
 		}
 		g.refused("5")
-		link.join()
+		link.Join()
 		g.untilActive()
 		c.progress(g, patience, 200)
 		flushAndCompare(g, c, disks)
@@ -147,8 +147,8 @@ func TestAPrimaryCutFromSecondaryAndStoreHoldsItsRequests(t *testing.T) {
 	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
-	w.replication[node("az2", 1)].sever()
-	w.store[node("az1", 1)].sever()
+	w.replication[node("az2", 1)].Sever()
+	w.store[node("az1", 1)].Sever()
 	g.until(15*time.Second, "available", "active", "2")
 	held := c.Acknowledged()
 
@@ -172,8 +172,8 @@ func TestAPrimaryCutFromSecondaryAndStoreHoldsItsRequests(t *testing.T) {
 	g.failover()
 	there := g.disks("az2")
 	// The old primary learns of it when its wires are joined, and fails what it held.
-	w.store[node("az1", 1)].join()
-	w.replication[node("az2", 1)].join()
+	w.store[node("az1", 1)].Join()
+	w.replication[node("az2", 1)].Join()
 	if err := c.broken(g); err == nil {
 		t.Fatal("the old primary took writes after the failover")
 	}
@@ -203,17 +203,17 @@ func TestAPrimaryCutFromSecondaryAndStoreGoesOnWhenTheyReturn(t *testing.T) {
 		t.Log(first, "returns first")
 		c.run(disks)
 		c.progress(g, patience, 200)
-		w.replication[node("az2", 1)].sever()
-		w.store[node("az1", 1)].sever()
+		w.replication[node("az2", 1)].Sever()
+		w.store[node("az1", 1)].Sever()
 		g.until(15*time.Second, "available", "active", "2")
 		if first == "store" {
-			w.store[node("az1", 1)].join()
+			w.store[node("az1", 1)].Join()
 			c.progress(g, 15*time.Second, 100)
-			w.replication[node("az2", 1)].join()
+			w.replication[node("az2", 1)].Join()
 		} else {
-			w.replication[node("az2", 1)].join()
+			w.replication[node("az2", 1)].Join()
 			c.progress(g, 15*time.Second, 100)
-			w.store[node("az1", 1)].join()
+			w.store[node("az1", 1)].Join()
 		}
 		g.untilActive()
 		flushAndCompare(g, c, disks)
@@ -241,7 +241,7 @@ func TestARebootedPrimaryIsHeldUntilItHasTakenBackWhatItLost(t *testing.T) {
 			lose(t, d.raw(p, "az1"), c)
 		}
 		d.reboot(w, node("az1", 1), 2+life)
-		w.replication[node("az2", 1)].sever()
+		w.replication[node("az2", 1)].Sever()
 		d.start(node("az1", 1))
 		d.untilAlive(node("az1", 1))
 		g.until(15*time.Second, "available", "active", "2")
@@ -254,9 +254,9 @@ func TestARebootedPrimaryIsHeldUntilItHasTakenBackWhatItLost(t *testing.T) {
 			zone = "az2"
 			g.failover()
 			refuse(held...)
-			w.replication[node("az2", 1)].join()
+			w.replication[node("az2", 1)].Join()
 		} else {
-			w.replication[node("az2", 1)].join()
+			w.replication[node("az2", 1)].Join()
 			succeed(held...)
 		}
 		disks = g.disks(zone)
@@ -392,7 +392,7 @@ func TestOneDeadPrimaryNodeAndTheOthersLinkDownHoldTheGroup(t *testing.T) {
 	for _, failover := range []bool{false, true} {
 		c.run(disks)
 		c.progress(g, patience, 200)
-		w.replication[node("az2", 2)].sever()
+		w.replication[node("az2", 2)].Sever()
 		d.kill(node("az1", 1))
 		g.until(15*time.Second, "available", "active", "2")
 		held := d.askBoth(disks[1]) // of the node that lives
@@ -401,7 +401,7 @@ func TestOneDeadPrimaryNodeAndTheOthersLinkDownHoldTheGroup(t *testing.T) {
 		if failover {
 			g.failover()
 			refuse(held...)
-			w.replication[node("az2", 2)].join()
+			w.replication[node("az2", 2)].Join()
 			d.start(node("az1", 1))
 			d.untilAlive(node("az1", 1))
 			if err := c.broken(g); err == nil {
@@ -412,7 +412,7 @@ func TestOneDeadPrimaryNodeAndTheOthersLinkDownHoldTheGroup(t *testing.T) {
 		} else {
 			// The dead node answers again: the trip can end, or is taken back.
 			d.start(node("az1", 1))
-			w.replication[node("az2", 2)].join()
+			w.replication[node("az2", 2)].Join()
 			succeed(held...)
 			if err := c.broken(g); err == nil {
 				t.Error("no writer noticed")

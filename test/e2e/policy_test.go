@@ -49,7 +49,7 @@ func TestAnOperatorContinuesAGroupThatWaitsForADeadPrimaryNode(t *testing.T) {
 	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
-	w.replication[node("az2", 2)].sever()
+	w.replication[node("az2", 2)].Sever()
 	d.kill(node("az1", 1))
 	g.until(15*time.Second, "available", "active", "2")
 
@@ -68,7 +68,7 @@ func TestAnOperatorContinuesAGroupThatWaitsForADeadPrimaryNode(t *testing.T) {
 	}
 	g.refused("5")
 
-	w.replication[node("az2", 2)].join()
+	w.replication[node("az2", 2)].Join()
 	d.start(node("az1", 1))
 	g.untilActive()
 	closeAll(disks)

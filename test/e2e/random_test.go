@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep/client"
+	"github.com/lockstep-dr/lockstep/internal/cable"
 )
 
 var (
@@ -25,7 +26,7 @@ type chaos struct {
 	life int
 	// state of each member: "" runs, "dead" or "stopped"
 	state map[string]string
-	cut   map[*proxy]bool
+	cut   map[*cable.Cable]bool
 }
 
 func (x *chaos) say(format string, args ...any) {
@@ -50,14 +51,14 @@ func (x *chaos) hurt() {
 	case 4, 5:
 		p, to, from := x.w.replication[m], x.rnd.IntN(3) > 0, x.rnd.IntN(3) > 0
 		x.say("cut the link to %s: %t, %t", m, to, from)
-		p.set(to, from)
+		p.Cut(to, from)
 		if x.rnd.IntN(2) == 0 {
-			p.reset()
+			p.Reset()
 		}
 		x.cut[p] = true
 	case 6:
 		x.say("cut %s from the store", m)
-		x.w.store[m].sever()
+		x.w.store[m].Sever()
 		x.cut[x.w.store[m]] = true
 	case 7:
 		x.kill("controller", false)
@@ -104,7 +105,7 @@ func (x *chaos) heal() {
 		}
 	}
 	for p := range x.cut {
-		all = append(all, p.join)
+		all = append(all, p.Join)
 	}
 	x.rnd.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	for _, f := range all {
@@ -146,7 +147,7 @@ func TestAnySequenceOfFaultsLosesNothingAndHeals(t *testing.T) {
 	}
 	t.Logf("seed %d", seed)
 	d := deploy(t, 2)
-	x := &chaos{w: d.wired(), rnd: rand.New(rand.NewPCG(seed, 1)), life: 1, state: map[string]string{}, cut: map[*proxy]bool{}}
+	x := &chaos{w: d.wired(), rnd: rand.New(rand.NewPCG(seed, 1)), life: 1, state: map[string]string{}, cut: map[*cable.Cable]bool{}}
 	x.group = d.syncedGroup(d.pair(1), d.pairOn(2, 1))
 	zone := "az1"
 	disks := x.disks(zone)

@@ -8,10 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/lockstep-dr/lockstep/block"
 )
@@ -102,29 +99,6 @@ func (r *deviceReader) Read(p []byte) (int, error) {
 	}
 	r.off += n
 	return int(n), nil
-}
-
-// rawFile finds a volume's raw file in a pool: the one of the volume's size with its id in the
-// name.
-func rawFile(pool, volume string, size int64) (string, error) {
-	var found []string
-	err := filepath.WalkDir(pool, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() || !strings.Contains(path, volume) {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil && info.Size() == size {
-			found = append(found, path)
-		}
-		return err
-	})
-	if err != nil {
-		return "", fmt.Errorf("look for volume %s in %s: %w", volume, pool, err)
-	}
-	if len(found) != 1 {
-		return "", fmt.Errorf("%d files of %d bytes for volume %s in %s: %v", len(found), size, volume, pool, found)
-	}
-	return found[0], nil
 }
 
 // sabotage flips the lowest bit of one byte in the middle of a raw file, behind the node's back.

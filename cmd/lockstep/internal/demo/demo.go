@@ -49,7 +49,7 @@ var zones = [2]string{"az1", "az2"}
 type scenario struct {
 	o      Options
 	t      *timeline
-	d      *deployment
+	d      *dev.Child
 	c      *client.Client
 	h      *history
 	res    result
@@ -78,7 +78,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		}
 	}()
 	s.t.at("start a deployment of the zones %s and %s in %s", zones[0], zones[1], dir)
-	s.d, err = deploy(ctx, dir, zones, func(line string) { s.t.at("  dev: %s", line) })
+	s.d, err = dev.StartChild(ctx, dir, dev.Options{AZs: zones[:]}, func(line string) { s.t.at("  dev: %s", line) })
 	if err != nil {
 		return err
 	}
@@ -106,14 +106,14 @@ func (s *scenario) end() error {
 		s.work.wg.Wait()
 	}
 	s.t.at("stop the deployment")
-	errs = append(errs, s.d.stop())
+	errs = append(errs, s.d.Stop())
 	return errors.Join(errs...)
 }
 
 // create makes two production volumes, their DR volumes, two pairs and one group, by REST.
 func (s *scenario) create(ctx context.Context) error {
 	var err error
-	s.c, err = client.Dial(ctx, client.Options{Cloud: "lockstep", CloudsFile: s.d.layout.CloudsFile(), UserAgent: "lockstep-demo"})
+	s.c, err = client.Dial(ctx, client.Options{Cloud: "lockstep", CloudsFile: s.d.Layout.CloudsFile(), UserAgent: "lockstep-demo"})
 	if err != nil {
 		return err
 	}
@@ -274,13 +274,13 @@ func (s *scenario) writeAndKill(ctx context.Context) error {
 	if err := s.work.until(ctx, writesBefore); err != nil {
 		return err
 	}
-	spec, err := s.d.layout.Spec()
+	spec, err := s.d.Layout.Spec()
 	if err != nil {
 		return err
 	}
 	s.t.at("%d writes acknowledged; kill every process of %s with SIGKILL, writes in flight", s.h.acknowledged(), zones[0])
 	s.killed = time.Now()
-	ran, err := s.d.layout.End(ctx, spec.Members(zones[0]), syscall.SIGKILL, 10*time.Second)
+	ran, err := s.d.Layout.End(ctx, spec.Members(zones[0]), syscall.SIGKILL, 10*time.Second)
 	if err != nil {
 		return err
 	}
@@ -337,12 +337,12 @@ func (s *scenario) goOn(ctx context.Context) error {
 
 // comeBack brings the lost zone back and replicates to it, under load.
 func (s *scenario) comeBack(ctx context.Context) error {
-	spec, err := s.d.layout.Spec()
+	spec, err := s.d.Layout.Spec()
 	if err != nil {
 		return err
 	}
 	members := spec.Members(zones[0])
-	if _, err := s.d.layout.Launch(members); err != nil {
+	if _, err := s.d.Layout.Launch(members); err != nil {
 		return err
 	}
 	if err := s.untilAlive(ctx, members); err != nil {
@@ -436,14 +436,14 @@ func (s *scenario) compare(ctx context.Context) error {
 		return err
 	}
 	s.t.at("group is paused; compare both sides")
-	spec, err := s.d.layout.Spec()
+	spec, err := s.d.Layout.Spec()
 	if err != nil {
 		return err
 	}
 	for i := range s.pairs {
 		var files [len(zones)]string
 		for z, az := range zones {
-			if files[z], err = rawFile(s.d.layout.Pool(spec.Members(az)[0]), s.site[az][i], s.disks[i].Size()); err != nil {
+			if files[z], err = s.d.Layout.RawFile(spec.Members(az)[0], s.site[az][i], s.disks[i].Size()); err != nil {
 				return err
 			}
 		}

@@ -318,3 +318,44 @@ func TestZoneNames(t *testing.T) {
 		t.Error("a zone twice was taken")
 	}
 }
+
+func TestConfigureAndRawFile(t *testing.T) {
+	l := Layout{t.TempDir()}
+	m := Member{"az1", 1}
+	if err := os.MkdirAll(filepath.Join(l.Pool(m), "volumes"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeFile(l.Config(m), l.nodeConfig(m, "/s", "http://e")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time replaces what the first one set
+		if err := l.Configure(m, map[string]any{"replicate": "127.0.0.1:7", "advertise": "127.0.0.1:8"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := os.ReadFile(l.Config(m))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`replicate: "127.0.0.1:7"`, `advertise: "127.0.0.1:8"`, `nbd_socket: "/s"`} {
+		if strings.Count(string(data), want+"\n") != 1 {
+			t.Errorf("not exactly one line %s in\n%s", want, data)
+		}
+	}
+	if strings.Contains(string(data), "127.0.0.1:0") {
+		t.Errorf("the old value is still there:\n%s", data)
+	}
+
+	want := filepath.Join(l.Pool(m), "volumes", "v1.raw")
+	for path, size := range map[string]int{want: 5, filepath.Join(l.Pool(m), "v1.meta"): 3, filepath.Join(l.Pool(m), "v2.raw"): 5} {
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if have, err := l.RawFile(m, "v1", 5); err != nil || have != want {
+		t.Errorf("%q, %v; want %q", have, err, want)
+	}
+	if have, err := l.RawFile(m, "v3", 5); err == nil {
+		t.Errorf("%q for a volume that is not there", have)
+	}
+}

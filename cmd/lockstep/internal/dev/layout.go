@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	mathrand "math/rand/v2"
 	"net"
 	"os"
@@ -325,6 +326,51 @@ func (l Layout) nodeConfig(m Member, socket, etcd string) []byte {
 		"pid_file", l.PIDFile(m),
 		"etcd_endpoints", []string{etcd},
 	)
+}
+
+// RawFile finds a volume's raw file in a node's pool: the one of that size with the volume's id in
+// its name.
+func (l Layout) RawFile(m Member, volume string, size int64) (string, error) {
+	pool := l.Pool(m)
+	var found []string
+	err := filepath.WalkDir(pool, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || !strings.Contains(path, volume) {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && info.Size() == size {
+			found = append(found, path)
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("look for volume %s in %s: %w", volume, pool, err)
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("%d files of %d bytes for volume %s in %s: %v", len(found), size, volume, pool, found)
+	}
+	return found[0], nil
+}
+
+// Configure changes settings of a member, which count from its next start, until the next
+// `lockstep dev` on the directory writes them anew.
+func (l Layout) Configure(m Member, settings map[string]any) error {
+	data, err := os.ReadFile(l.Config(m))
+	if err != nil {
+		return fmt.Errorf("configuration of %s: %w", m, err)
+	}
+	var kept []string
+	for line := range strings.Lines(string(data)) {
+		key, _, _ := strings.Cut(line, ":")
+		if _, replaced := settings[key]; !replaced {
+			kept = append(kept, line)
+		}
+	}
+	var pairs []any
+	for _, key := range slices.Sorted(maps.Keys(settings)) {
+		pairs = append(pairs, key, settings[key])
+	}
+	return writeFile(l.Config(m), append([]byte(strings.Join(kept, "")), yamlLines(pairs...)...))
 }
 
 // yamlLines writes key and value pairs; JSON's strings and lists are YAML's, too.

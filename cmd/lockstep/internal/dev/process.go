@@ -232,9 +232,7 @@ func (l Layout) Launch(members []Member) (started []Member, err error) {
 		if err != nil {
 			return started, err
 		}
-		if err := cmd.Process.Release(); err != nil {
-			return started, fmt.Errorf("let go of %s: %w", m, err)
-		}
+		go func() { _ = cmd.Wait() }() // if it ends before we do: a zombie would stay otherwise
 		started = append(started, m)
 	}
 	return started, nil
