@@ -132,6 +132,9 @@ func (l Layout) Pool(m Member) string { return l.path(m.AZ, "pool-"+strconv.Itoa
 // CloudsFile holds the credentials for clients.
 func (l Layout) CloudsFile() string { return l.path("clouds.yaml") }
 
+// StoreURLFile holds the address of the embedded store, one line, once the controller ran.
+func (l Layout) StoreURLFile() string { return l.path("etcd", "client-url") }
+
 // OpenRC is the file to source in a shell.
 func (l Layout) OpenRC() string { return l.path("openrc") }
 
@@ -269,7 +272,7 @@ func (l Layout) prepare(s Spec) error {
 // prepareNodes makes the nodes' pools and configurations. The store's address is known once the
 // controller has started it.
 func (l Layout) prepareNodes(s Spec) error {
-	url, err := os.ReadFile(l.path("etcd", "client-url"))
+	url, err := os.ReadFile(l.StoreURLFile())
 	if err != nil {
 		return fmt.Errorf("find the store: %w", err)
 	}

@@ -247,3 +247,16 @@ func (l Layout) PID(m Member) (int, error) {
 	p.close()
 	return p.pid, nil
 }
+
+// Signal sends a signal to a member; ran is false if it does not run.
+func (l Layout) Signal(m Member, sig syscall.Signal) (ran bool, err error) {
+	p, err := l.find(m)
+	if err != nil || p == nil {
+		return false, err
+	}
+	defer p.close()
+	if err := p.signal(sig); err != nil {
+		return true, fmt.Errorf("signal %s: %w", m, err)
+	}
+	return true, nil
+}
