@@ -24,7 +24,7 @@ APT_PACKAGES  := qemu-utils fio nbdkit libnbd-bin jq python3-openstackclient xfs
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build dev demo deps lint fmt unit long sim e2e failover-time soak test fuzz generate check clean
+.PHONY: help build dev demo torture deps lint fmt unit long sim e2e failover-time soak test fuzz generate check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -37,6 +37,10 @@ dev: build ## run a whole deployment of two zones in ./out/dev (DIR=… for anot
 
 demo: build ## kill a zone under load, fail over, prove that nothing was lost
 	bin/lockstep demo
+
+TIME ?= 10m
+torture: build ## break a throw-away deployment for TIME (SEED=x for the same plan), prove that nothing was lost
+	bin/lockstep torture --time $(TIME) $(if $(SEED),--seed $(SEED))
 
 deps: ## install what tests and lint need, if it is missing
 	@export PATH="$$PATH:/usr/sbin:/sbin"; \
