@@ -16,6 +16,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/lockstep-dr/lockstep/internal/history"
@@ -179,7 +180,7 @@ func (r *run) round(ctx context.Context, n int) *Failure {
 	r.report.Rounds = n
 	result := "nothing lost"
 	if failed != nil {
-		result = failed.Error()
+		result, _, _ = strings.Cut(failed.Error(), "\n")
 	}
 	r.tell.line("round %d, %4.1f s: %s: %s", n, time.Since(began).Seconds(), p, result)
 	return failed
