@@ -46,6 +46,7 @@ with the same data, credentials and addresses.`,
 	cmd.Flags().StringVar(&o.Listen, "listen", "", "host:port of the API; port 0: any free one (default 127.0.0.1:8776, then as before)")
 	cmd.Flags().StringVar(&o.Region, "region", "", "name of the region (default region-1)")
 	cmd.Flags().StringArrayVar(&o.AZs, "az", nil, "name of a zone; repeat it (default az1 and az2)")
+	cmd.Flags().StringArrayVar(&o.Etcd, "etcd-endpoint", nil, "URL of an etcd cluster of your own, instead of an embedded member; repeat it (first start only)")
 	cmd.Flags().IntVar(&o.NodesPerAZ, "nodes-per-az", 0, "nodes in each zone (default 1, then as before)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		l, err := dev.Open(dir)

@@ -25,9 +25,9 @@ func newTortureCommand(a *app) *cobra.Command {
 		Short: "Break a throw-away deployment for a while and prove that nothing is lost",
 		Long: `Starts a deployment of two zones in a temporary directory of this machine, writes
 to its disks over NBD from both zones, and breaks it: kills and pauses nodes and
-whole zones, cuts links one way and both ways, isolates a zone, takes the store
-away, gives nodes new boot ids, two or three of these at once, with failovers,
-switchovers and pauses in the middle of it. After every round it mends
+whole zones, cuts links one way and both ways, isolates a zone, takes the quorum
+of the store away, gives nodes new boot ids, two or three of these at once, with
+failovers, switchovers and pauses in the middle of it. After every round it mends
 everything, waits until all groups are active again, and checks that
 
   - every acknowledged write is there, and every read was right: the requests to
@@ -59,6 +59,7 @@ the report so far.`,
 	f.BoolVar(&o.Keep, "keep", false, "keep the directory after a good run, too")
 	f.StringVar(&file, "report", "", "write the report as JSON to this file, too")
 	a.jsonFlag(cmd)
+	cmd.AddCommand(a.tortureMember())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		defer holdSignals()()
 		if o.Seed == 0 {
@@ -87,6 +88,26 @@ the report so far.`,
 			}
 		}
 		return a.showTorture(report)
+	}
+	return cmd
+}
+
+// tortureMember is a process of a run, and nothing for people.
+func (a *app) tortureMember() *cobra.Command {
+	var c torture.MemberConfig
+	cmd := &cobra.Command{
+		Use: "member", Hidden: true, Short: "Run a member of the store of a run",
+		Long:    "Runs a member of the store of \"lockstep torture\", which starts it.",
+		Example: "  lockstep torture member --dir D --name s1 --client 127.0.0.1:1 --peer 127.0.0.1:2 --cluster s1=http://127.0.0.1:2", Args: noArgs,
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.Dir, "dir", "", "directory")
+	f.StringVar(&c.Name, "name", "", "name in the cluster")
+	f.StringVar(&c.Client, "client", "", "host:port for clients")
+	f.StringVar(&c.Peer, "peer", "", "host:port for the other members")
+	f.StringVar(&c.Cluster, "cluster", "", "all members")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return torture.RunMember(cmd.Context(), c, newLogger(a.err, "info", "text"))
 	}
 	return cmd
 }

@@ -42,6 +42,9 @@ func StartChild(ctx context.Context, dir string, o Options, say func(line string
 	if o.NodesPerAZ > 0 {
 		args = append(args, "--nodes-per-az", strconv.Itoa(o.NodesPerAZ))
 	}
+	for _, url := range o.Etcd {
+		args = append(args, "--etcd-endpoint", url)
+	}
 	c := &Child{Layout: layout, cmd: exec.Command(self, args...), ended: make(chan struct{})}
 	// A process group of its own: a key at the terminal reaches the command alone, which then stops
 	// the deployment in order.

@@ -325,7 +325,7 @@ func TestConfigureAndRawFile(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(l.Pool(m), "volumes"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeFile(l.Config(m), l.nodeConfig(m, "/s", "http://e")); err != nil {
+	if err := writeFile(l.Config(m), l.nodeConfig(m, "/s", []string{"http://e"})); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time replaces what the first one set

@@ -42,6 +42,9 @@ type Spec struct {
 	AZs        []string `json:"azs"`
 	NodesPerAZ int      `json:"nodes_per_az"`
 	Listen     string   `json:"listen"` // host:port of the API
+	// Etcd are the URLs of an etcd cluster that somebody else runs; none: the store is a member
+	// embedded in the controller.
+	Etcd []string `json:"etcd,omitempty"`
 }
 
 // Layout names the files of a directory.
@@ -132,9 +135,6 @@ func (l Layout) Pool(m Member) string { return l.path(m.AZ, "pool-"+strconv.Itoa
 // CloudsFile holds the credentials for clients.
 func (l Layout) CloudsFile() string { return l.path("clouds.yaml") }
 
-// StoreURLFile holds the address of the embedded store, one line, once the controller ran.
-func (l Layout) StoreURLFile() string { return l.path("etcd", "client-url") }
-
 // OpenRC is the file to source in a shell.
 func (l Layout) OpenRC() string { return l.path("openrc") }
 
@@ -159,6 +159,7 @@ type Options struct {
 	AZs        []string
 	NodesPerAZ int
 	Listen     string
+	Etcd       []string
 }
 
 // defaults of a new directory.
@@ -181,6 +182,7 @@ func (l Layout) settle(o Options) (Spec, error) {
 		if len(o.AZs) > 0 {
 			s.AZs = o.AZs
 		}
+		s.Etcd = o.Etcd
 	case err != nil:
 		return s, err
 	default:
@@ -189,6 +191,9 @@ func (l Layout) settle(o Options) (Spec, error) {
 		}
 		if len(o.AZs) > 0 && !slices.Equal(o.AZs, s.AZs) {
 			return s, fmt.Errorf("%w: %s was made with the zones %s", ErrRefused, l.Dir, strings.Join(s.AZs, ", "))
+		}
+		if len(o.Etcd) > 0 && !slices.Equal(o.Etcd, s.Etcd) {
+			return s, fmt.Errorf("%w: %s was made with another store", ErrRefused, l.Dir)
 		}
 		if o.NodesPerAZ != 0 && o.NodesPerAZ < s.NodesPerAZ {
 			return s, fmt.Errorf("%w: %s has %d nodes in a zone already", ErrRefused, l.Dir, s.NodesPerAZ)
@@ -207,7 +212,7 @@ func (l Layout) settle(o Options) (Spec, error) {
 		} else if n != 0 {
 			s.Listen = o.Listen
 		} else if s.Listen == "" || s.Listen == defaultListen {
-			if s.Listen, err = freePort(host); err != nil {
+			if s.Listen, err = FreePort(host); err != nil {
 				return s, err
 			}
 		}
@@ -233,10 +238,10 @@ func (s Spec) check() error {
 	return nil
 }
 
-// freePort finds a port that nobody listens on. It is remembered for the next starts, so it is
+// FreePort finds a port that nobody listens on. It is remembered for the next starts, so it is
 // taken from below the range from which Linux takes the ports of outgoing connections: none of
 // those can sit on it then.
-func freePort(host string) (string, error) {
+func FreePort(host string) (string, error) {
 	const low, high, tries = 20000, 32000, 100
 	var err error
 	for range tries {
@@ -272,9 +277,13 @@ func (l Layout) prepare(s Spec) error {
 // prepareNodes makes the nodes' pools and configurations. The store's address is known once the
 // controller has started it.
 func (l Layout) prepareNodes(s Spec) error {
-	url, err := os.ReadFile(l.StoreURLFile())
-	if err != nil {
-		return fmt.Errorf("find the store: %w", err)
+	etcd := s.Etcd
+	if len(etcd) == 0 {
+		url, err := os.ReadFile(l.path("etcd", "client-url"))
+		if err != nil {
+			return fmt.Errorf("find the store: %w", err)
+		}
+		etcd = []string{strings.TrimSpace(string(url))}
 	}
 	for _, m := range s.Members("") {
 		if err := os.MkdirAll(l.Pool(m), 0o700); err != nil {
@@ -284,7 +293,7 @@ func (l Layout) prepareNodes(s Spec) error {
 		if err != nil {
 			return err
 		}
-		if err := writeFile(l.Config(m), l.nodeConfig(m, socket, strings.TrimSpace(string(url)))); err != nil {
+		if err := writeFile(l.Config(m), l.nodeConfig(m, socket, etcd)); err != nil {
 			return err
 		}
 	}
@@ -307,19 +316,21 @@ func (l Layout) password() (string, error) {
 }
 
 func (l Layout) controllerConfig(s Spec) []byte {
-	return yamlLines(
+	store := []any{"site", "this-machine", "etcd_dir", l.path("etcd")}
+	if len(s.Etcd) > 0 {
+		store = []any{"etcd_endpoints", s.Etcd}
+	}
+	return yamlLines(append(store,
 		"id", "controller",
 		"listen", s.Listen,
 		"region", s.Region,
 		"azs", s.AZs,
-		"site", "this-machine",
-		"etcd_dir", l.path("etcd"),
 		"admin_password_file", l.passwordFile(),
 		"pid_file", l.PIDFile(Controller),
-	)
+	)...)
 }
 
-func (l Layout) nodeConfig(m Member, socket, etcd string) []byte {
+func (l Layout) nodeConfig(m Member, socket string, etcd []string) []byte {
 	return yamlLines(
 		"id", m.NodeID(),
 		"az", m.AZ,
@@ -327,7 +338,7 @@ func (l Layout) nodeConfig(m Member, socket, etcd string) []byte {
 		"replicate", "127.0.0.1:0",
 		"nbd_socket", socket,
 		"pid_file", l.PIDFile(m),
-		"etcd_endpoints", []string{etcd},
+		"etcd_endpoints", etcd,
 	)
 }
 

@@ -33,8 +33,9 @@ type load struct {
 	doing map[*atomic.Pointer[string]]bool // what each client asks for now
 }
 
-// workersPerSide is how many clients write and read the registers of one disk in one zone.
-const workersPerSide = 2
+// workersPerSide is how many clients use the registers of one disk in one zone. One of them only
+// reads: where writes are held, it is the one that can still be answered what it must not.
+const workersPerSide = 3
 
 func (r *run) startLoad(ctx context.Context) *load {
 	ctx, cancel := context.WithCancel(ctx)
@@ -43,8 +44,8 @@ func (r *run) startLoad(ctx context.Context) *load {
 		l.wg.Go(func() { l.application(ctx, g) })
 		for _, d := range g.disks {
 			for _, az := range zones {
-				for range workersPerSide {
-					w := &worker{l: l, g: g, d: d, az: az, rnd: rand.New(rand.NewPCG(rand.Uint64(), 0))}
+				for n := range workersPerSide {
+					w := &worker{l: l, g: g, d: d, az: az, reader: n == 0, rnd: rand.New(rand.NewPCG(rand.Uint64(), 0))}
 					l.doing[&w.doing] = true
 					l.wg.Go(func() { w.run(ctx) })
 				}
@@ -135,12 +136,13 @@ const redialAfter = 30 * time.Millisecond
 
 // worker writes and reads the registers of one disk in one zone.
 type worker struct {
-	l     *load
-	g     *group
-	d     *disk
-	az    string
-	rnd   *rand.Rand
-	doing atomic.Pointer[string]
+	l      *load
+	g      *group
+	d      *disk
+	az     string
+	reader bool
+	rnd    *rand.Rand
+	doing  atomic.Pointer[string]
 }
 
 func (w *worker) run(ctx context.Context) {
@@ -166,6 +168,9 @@ func (w *worker) use(ctx context.Context, c *nbdclient.Client) {
 			w.doing.Store(&what)
 		}
 		switch k := w.rnd.IntN(32); {
+		case w.reader:
+			say("read")
+			err, wrote = disk.Read(ask, b), false
 		case k < 13:
 			say("write")
 			err = disk.Write(ask, b, k == 0)

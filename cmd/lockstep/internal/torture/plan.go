@@ -22,9 +22,18 @@ type plan struct {
 	texts []string
 	// apiMayFail: the controller or the store is hurt, so calls may get no answer.
 	apiMayFail bool
+	// again strikes while the groups are being synchronized; nil: nothing does.
+	again *secondBlow
 
 	mu    sync.Mutex // guards wrong
 	wrong []error
+}
+
+// secondBlow begins so long after a group was seen copying.
+type secondBlow struct {
+	blow
+	name        string
+	after, last time.Duration
 }
 
 type step struct {
@@ -56,6 +65,7 @@ type blow struct {
 	text string
 	// hurts are the zones that cannot take over meanwhile.
 	hurts      []string
+	silent     bool // calls of the API may get no answer
 	begin, end func() error
 }
 
@@ -68,9 +78,9 @@ func aZone(rnd *rand.Rand) string { return zones[rnd.IntN(len(zones))] }
 var faults = []fault{
 	{"kill a node", 3, func(r *run, rnd *rand.Rand) blow { return r.killed(false, r.aNode(rnd)) }},
 	{"kill a node, new boot id", 2, func(r *run, rnd *rand.Rand) blow { return r.killed(true, r.aNode(rnd)) }},
-	{"kill a zone", 3, func(r *run, rnd *rand.Rand) blow { return r.killed(false, r.rig.zone(aZone(rnd))...) }},
+	{"kill a zone", 3, func(r *run, rnd *rand.Rand) blow { return r.killed(false, r.rig.site(aZone(rnd))...) }},
 	{"pause a node", 3, func(r *run, rnd *rand.Rand) blow { return r.paused(r.aNode(rnd)) }},
-	{"pause a zone", 2, func(r *run, rnd *rand.Rand) blow { return r.paused(r.rig.zone(aZone(rnd))...) }},
+	{"pause a zone", 2, func(r *run, rnd *rand.Rand) blow { return r.paused(r.rig.site(aZone(rnd))...) }},
 	{"cut a link both ways", 3, func(r *run, rnd *rand.Rand) blow { return r.cut(rnd, true, true) }},
 	{"cut a link one way", 4, func(r *run, rnd *rand.Rand) blow {
 		there := rnd.IntN(2) == 0
@@ -79,47 +89,63 @@ var faults = []fault{
 	{"reset a link", 1, func(r *run, rnd *rand.Rand) blow {
 		m := r.aNode(rnd)
 		reset := func() error { r.rig.links[m].Reset(); return nil }
-		return blow{"reset the links to " + m.String(), nil, reset, reset}
+		return blow{"reset the links to " + m.String(), nil, false, reset, reset}
 	}},
 	{"slow a link down", 1, func(r *run, rnd *rand.Rand) blow {
 		m, rate := r.aNode(rnd), (256+rnd.IntN(1024))<<10
 		limit := func(rate int) func() error { return func() error { r.rig.links[m].Limit(rate); return nil } }
-		return blow{fmt.Sprintf("slow the links to %s down to %d KiB/s", m, rate>>10), nil, limit(rate), limit(0)}
+		return blow{fmt.Sprintf("slow the links to %s down to %d KiB/s", m, rate>>10), nil, false, limit(rate), limit(0)}
 	}},
 	{"cut a node from the store", 3, func(r *run, rnd *rand.Rand) blow {
 		m := r.aNode(rnd)
-		cut := func(cut bool) func() error { return func() error { r.rig.store[m].Cut(cut, cut); return nil } }
-		return blow{"cut " + m.String() + " from the store", []string{m.AZ}, cut(true), cut(false)}
+		cut := func(cut bool) func() error { return func() error { r.rig.cutStore(m, cut); return nil } }
+		return blow{"cut " + m.String() + " from the store", []string{m.AZ}, false, cut(true), cut(false)}
 	}},
 	{"isolate a zone", 4, func(r *run, rnd *rand.Rand) blow {
 		az := aZone(rnd)
-		isolate := func(cut bool) func() error { return func() error { r.rig.isolate(az, cut); return nil } }
-		return blow{"isolate " + az, []string{az}, isolate(true), isolate(false)}
+		isolate := func(cut bool) func() error { return func() error { return r.rig.isolate(az, cut) } }
+		return blow{"isolate " + az, []string{az}, true, isolate(true), isolate(false)}
 	}},
-	{storeStopped, 2, func(r *run, _ *rand.Rand) blow { return r.paused(dev.Controller) }},
-	{storeKilled, 2, func(r *run, _ *rand.Rand) blow { return r.killed(false, dev.Controller) }},
+	{"pause the controller", 2, func(r *run, _ *rand.Rand) blow { return r.paused(dev.Controller) }},
+	{"kill the controller", 2, func(r *run, _ *rand.Rand) blow { return r.killed(false, dev.Controller) }},
+	{"pause a member of the store", 1, func(r *run, rnd *rand.Rand) blow { return r.paused(ofStore(rnd, 1)...) }},
+	{"kill a member of the store", 1, func(r *run, rnd *rand.Rand) blow { return r.killed(false, ofStore(rnd, 1)...) }},
+	{"pause the store's quorum", 2, func(r *run, rnd *rand.Rand) blow { return r.paused(ofStore(rnd, storeQuorum)...) }},
+	{"kill the store's quorum", 2, func(r *run, rnd *rand.Rand) blow { return r.killed(false, ofStore(rnd, storeQuorum)...) }},
 }
 
-// Faults with which calls of the API may get no answer.
-const (
-	storeStopped = "pause the controller with the store"
-	storeKilled  = "kill the controller with the store"
-)
+// ofStore draws members of the store.
+func ofStore(rnd *rand.Rand, count int) (list []dev.Member) {
+	for _, i := range rnd.Perm(storeMembers)[:count] {
+		list = append(list, dev.Member{AZ: storeZone, N: i + 1})
+	}
+	return list
+}
 
 func names(members []dev.Member) string {
 	var list []string
 	for _, m := range members {
-		list = append(list, m.String())
+		if isStore(m) {
+			list = append(list, fmt.Sprintf("store-%d", m.N))
+		} else {
+			list = append(list, m.String())
+		}
 	}
 	return strings.Join(list, " and ")
 }
 
 // zonesOf are those that cannot take over without these members.
 func zonesOf(members []dev.Member) []string {
-	if !members[0].IsNode() {
+	if !members[0].IsNode() || isStore(members[0]) {
 		return zones
 	}
 	return []string{members[0].AZ}
+}
+
+// silences tells whether calls of the API may get no answer without these members: the controller,
+// or any member of the store, whose leader it may be.
+func silences(members []dev.Member) bool {
+	return slices.ContainsFunc(members, func(m dev.Member) bool { return !m.IsNode() || isStore(m) })
 }
 
 func (r *run) killed(reboot bool, members ...dev.Member) blow {
@@ -127,11 +153,11 @@ func (r *run) killed(reboot bool, members ...dev.Member) blow {
 	if reboot {
 		text += ", new boot id"
 	}
-	return blow{text, zonesOf(members), func() error { return r.rig.kill(reboot, members...) }, func() error { return r.rig.start(members...) }}
+	return blow{text, zonesOf(members), silences(members), func() error { return r.rig.kill(reboot, members...) }, func() error { return r.rig.start(members...) }}
 }
 
 func (r *run) paused(members ...dev.Member) blow {
-	return blow{"pause " + names(members), zonesOf(members), func() error { return r.rig.pause(members...) }, func() error { return r.rig.resume(members...) }}
+	return blow{"pause " + names(members), zonesOf(members), silences(members), func() error { return r.rig.pause(members...) }, func() error { return r.rig.resume(members...) }}
 }
 
 func (r *run) cut(rnd *rand.Rand, there, back bool) blow {
@@ -146,7 +172,7 @@ func (r *run) cut(rnd *rand.Rand, there, back bool) blow {
 	if reset {
 		text += ", with a reset"
 	}
-	return blow{text, nil, func() error {
+	return blow{text, nil, false, func() error {
 		link.Cut(there, back)
 		if reset {
 			link.Reset()
@@ -172,7 +198,7 @@ func (r *run) draw(rnd *rand.Rand) *plan {
 		b := f.blow(r, rnd)
 		at := time.Duration(rnd.Int64N(int64(beginsWithin)))
 		until := at + lastsLeast + time.Duration(rnd.Int64N(int64(lastsMost-lastsLeast)))
-		p.apiMayFail = p.apiMayFail || f.name == storeStopped || f.name == storeKilled
+		p.apiMayFail = p.apiMayFail || b.silent
 		p.texts = append(p.texts, fmt.Sprintf("%s (%.1f to %.1f s)", b.text, at.Seconds(), until.Seconds()))
 		p.steps = append(p.steps, step{at, func(context.Context) error {
 			r.tell.note("%s", b.text)
@@ -185,7 +211,7 @@ func (r *run) draw(rnd *rand.Rand) *plan {
 			return b.end()
 		}})
 	}
-	for range []int{0, 1, 1, 1, 2}[rnd.IntN(5)] {
+	for range []int{0, 1, 1, 1, 2, 2}[rnd.IntN(6)] {
 		g := r.groups[rnd.IntN(len(r.groups))]
 		action := []client.Action{
 			client.ActionFailover, client.ActionFailover, client.ActionFailover, client.ActionReverse, client.ActionReverse, client.ActionStop, client.ActionSync,
@@ -195,6 +221,15 @@ func (r *run) draw(rnd *rand.Rand) *plan {
 		p.steps = append(p.steps, step{at, func(ctx context.Context) error {
 			return r.call(ctx, p, g, action)
 		}})
+	}
+	if rnd.IntN(2) == 0 {
+		f := drawFault(rnd)
+		p.again = &secondBlow{
+			blow: f.blow(r, rnd), name: f.name,
+			after: time.Duration(rnd.Int64N(int64(time.Second))), last: lastsLeast + time.Duration(rnd.Int64N(int64(lastsMost/2))),
+		}
+		p.apiMayFail = p.apiMayFail || p.again.silent
+		p.texts = append(p.texts, fmt.Sprintf("while copying: %s (%.1f to %.1f s)", p.again.text, p.again.after.Seconds(), (p.again.after+p.again.last).Seconds()))
 	}
 	slices.SortStableFunc(p.steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return p
@@ -233,6 +268,38 @@ func (r *run) carryOut(ctx, work context.Context, p *plan) {
 		})
 	}
 	calls.Wait()
+}
+
+// copyingWithin bounds the wait for a group to be copying: it may be in sync already.
+const copyingWithin = 3 * time.Second
+
+// strikeAgain begins the synchronization of what is not active, and breaks something in it.
+func (r *run) strikeAgain(ctx context.Context, p *plan) {
+	_ = poll(ctx, copyingWithin, "a group is copying", func(ctx context.Context) error {
+		for _, g := range r.groups {
+			have, err := r.rig.c.Group(ctx, g.id)
+			if err != nil {
+				return err
+			}
+			switch {
+			case have.ReplicationStatus == "copying":
+				return nil
+			case have.ReplicationStatus != "active" && have.Status != "failovering" && have.Status != "reversing":
+				err := r.rig.c.Act(ctx, g.id, client.ActionSync)
+				r.tell.note("synchronize group %d: %v", g.number, err)
+			}
+		}
+		return errors.New("none is")
+	}) // if none comes to it, the blow meets groups that are active
+	pause(ctx, p.again.after)
+	r.tell.note("while copying: %s", p.again.text)
+	r.report.fault(p.again.name)
+	if err := p.again.begin(); err != nil {
+		p.mu.Lock()
+		p.wrong = append(p.wrong, err)
+		p.mu.Unlock()
+	}
+	pause(ctx, p.again.last)
 }
 
 var callNames = map[client.Action]string{

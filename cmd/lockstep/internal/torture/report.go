@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/lockstep-dr/lockstep/cmd/lockstep/internal/dev"
 	"github.com/lockstep-dr/lockstep/internal/history"
 )
 
@@ -157,8 +156,8 @@ const logBytes = 64 << 20
 
 // trimLogs empties logs that are too long. They are open for appending, so nothing else is lost.
 func (r *run) trimLogs() {
-	for _, m := range append([]dev.Member{dev.Controller}, r.rig.nodes...) {
-		path := r.rig.layout.Log(m)
+	for _, m := range r.rig.all() {
+		path := r.rig.log(m)
 		if info, err := os.Stat(path); err == nil && info.Size() > logBytes {
 			r.tell.note("emptied %s: %v", filepath.Base(path), os.Truncate(path, 0))
 		}

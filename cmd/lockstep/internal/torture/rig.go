@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -44,12 +43,13 @@ type rig struct {
 	child  *dev.Child
 	layout dev.Layout
 	nodes  []dev.Member
+	etcd   []*memberProcess // of dev.Member{storeZone, 1} and so on
 	c      *client.Client
 	tell   *story
 
 	mu    sync.Mutex // guards what follows; faults overlap
 	links map[dev.Member]*cable.Cable
-	store map[dev.Member]*cable.Cable
+	store map[dev.Member][]*cable.Cable // from that node to each member of the store
 	state map[dev.Member]state
 	life  int
 	under map[string]int // faults under way, by the zone that cannot take over
@@ -69,18 +69,27 @@ func build(ctx context.Context, o Options, tell *story) (x *rig, err error) {
 		return nil, fmt.Errorf("%s has %d MiB free, and %d are needed", o.Dir, int64(fs.Bavail)*fs.Bsize>>20, need>>20)
 	}
 	x = &rig{
-		tell: tell, links: map[dev.Member]*cable.Cable{}, store: map[dev.Member]*cable.Cable{}, state: map[dev.Member]state{},
+		tell: tell, links: map[dev.Member]*cable.Cable{}, store: map[dev.Member][]*cable.Cable{}, state: map[dev.Member]state{},
 		under: map[string]int{}, blows: map[string]int{},
-	}
-	x.child, err = dev.StartChild(ctx, o.Dir, dev.Options{AZs: zones, NodesPerAZ: o.NodesPerAZ}, func(line string) { tell.note("dev: %s", line) })
-	if err != nil {
-		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, x.close())
 		}
 	}()
+	if x.etcd, err = makeStore(o.Dir); err != nil {
+		return nil, err
+	}
+	options := dev.Options{AZs: zones, NodesPerAZ: o.NodesPerAZ}
+	for _, p := range x.etcd {
+		if err := p.start(); err != nil {
+			return nil, err
+		}
+		options.Etcd = append(options.Etcd, "http://"+p.client)
+	}
+	if x.child, err = dev.StartChild(ctx, o.Dir, options, func(line string) { tell.note("dev: %s", line) }); err != nil {
+		return nil, err
+	}
 	x.layout = x.child.Layout
 	spec, err := x.layout.Spec()
 	if err != nil {
@@ -95,31 +104,32 @@ func build(ctx context.Context, o Options, tell *story) (x *rig, err error) {
 
 // wire restarts the nodes behind cables.
 func (x *rig) wire(ctx context.Context) error {
-	url, err := os.ReadFile(x.layout.StoreURLFile())
-	if err != nil {
-		return fmt.Errorf("find the store: %w", err)
-	}
-	etcd := strings.TrimPrefix(strings.TrimSpace(string(url)), "http://")
 	if _, err := x.layout.End(ctx, x.nodes, syscall.SIGTERM, 20*time.Second); err != nil {
 		return err
 	}
 	for _, m := range x.nodes {
-		listen, err := freeAddr()
+		listen, err := dev.FreePort("127.0.0.1")
 		if err != nil {
 			return err
 		}
 		if x.links[m], err = cable.New(listen); err != nil {
 			return err
 		}
-		if x.store[m], err = cable.New(etcd); err != nil {
-			return err
+		var endpoints []string
+		for _, p := range x.etcd {
+			c, err := cable.New(p.client)
+			if err != nil {
+				return err
+			}
+			x.store[m] = append(x.store[m], c)
+			endpoints = append(endpoints, "http://"+c.Addr())
 		}
 		if err := x.newBootID(m); err != nil {
 			return err
 		}
 		err = x.layout.Configure(m, map[string]any{
 			"replicate": listen, "advertise": x.links[m].Addr(), "boot_id_path": x.bootIDFile(m),
-			"etcd_endpoints": []string{"http://" + x.store[m].Addr()},
+			"etcd_endpoints": endpoints,
 		})
 		if err != nil {
 			return err
@@ -129,15 +139,6 @@ func (x *rig) wire(ctx context.Context) error {
 		return err
 	}
 	return poll(ctx, time.Minute, "the nodes are alive", x.alive)
-}
-
-// freeAddr is an address of the loopback that nobody listens on.
-func freeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return ln.Addr().String(), ln.Close()
 }
 
 func (x *rig) bootIDFile(m dev.Member) string {
@@ -167,16 +168,23 @@ func (x *rig) alive(ctx context.Context) error {
 	return nil
 }
 
-// zone lists the nodes of a zone.
-func (x *rig) zone(az string) []dev.Member {
-	return slices.DeleteFunc(slices.Clone(x.nodes), func(m dev.Member) bool { return m.AZ != az })
+// site lists what stands in a zone: its nodes and the store's member there.
+func (x *rig) site(az string) []dev.Member {
+	return append(slices.DeleteFunc(slices.Clone(x.nodes), func(m dev.Member) bool { return m.AZ != az }), storeOf(az))
 }
 
 // kill ends processes at once; with reboot they come back under another boot id.
 func (x *rig) kill(reboot bool, members ...dev.Member) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	_, err := x.layout.End(context.Background(), members, syscall.SIGKILL, 20*time.Second)
+	var err error
+	for _, m := range members {
+		if isStore(m) {
+			err = errors.Join(err, x.etcd[m.N-1].signal(syscall.SIGKILL))
+		}
+	}
+	_, endErr := x.layout.End(context.Background(), slices.DeleteFunc(slices.Clone(members), isStore), syscall.SIGKILL, 20*time.Second)
+	err = errors.Join(err, endErr)
 	for _, m := range members {
 		if reboot && x.state[m] != dead {
 			err = errors.Join(err, x.newBootID(m))
@@ -191,11 +199,49 @@ func (x *rig) start(members ...dev.Member) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	members = slices.DeleteFunc(slices.Clone(members), func(m dev.Member) bool { return x.state[m] != dead })
-	_, err := x.layout.Launch(members)
+	var err error
 	for _, m := range members {
+		if isStore(m) {
+			err = errors.Join(err, x.etcd[m.N-1].start())
+		}
 		x.state[m] = running
 	}
+	_, launchErr := x.layout.Launch(slices.DeleteFunc(members, isStore))
+	return errors.Join(err, launchErr)
+}
+
+// signal sends a signal that does not end a process.
+func (x *rig) signal(m dev.Member, s syscall.Signal) error {
+	if isStore(m) {
+		return x.etcd[m.N-1].signal(s)
+	}
+	_, err := x.layout.Signal(m, s)
 	return err
+}
+
+// runs asks whether a process is there.
+func (x *rig) runs(m dev.Member) (bool, error) {
+	if isStore(m) {
+		return x.etcd[m.N-1].running(), nil
+	}
+	pid, err := x.layout.PID(m)
+	return pid != 0, err
+}
+
+func (x *rig) log(m dev.Member) string {
+	if isStore(m) {
+		return x.etcd[m.N-1].log
+	}
+	return x.layout.Log(m)
+}
+
+// all lists every process: the store, the controller, the nodes.
+func (x *rig) all() []dev.Member {
+	var list []dev.Member
+	for i := range x.etcd {
+		list = append(list, dev.Member{AZ: storeZone, N: i + 1})
+	}
+	return append(append(list, dev.Controller), x.nodes...)
 }
 
 // pause stops processes with SIGSTOP.
@@ -207,8 +253,7 @@ func (x *rig) pause(members ...dev.Member) error {
 		if x.state[m] != running {
 			continue
 		}
-		_, err := x.layout.Signal(m, syscall.SIGSTOP)
-		errs = append(errs, err)
+		errs = append(errs, x.signal(m, syscall.SIGSTOP))
 		x.state[m] = paused
 	}
 	return errors.Join(errs...)
@@ -223,8 +268,7 @@ func (x *rig) resume(members ...dev.Member) error {
 		if x.state[m] != paused {
 			continue
 		}
-		_, err := x.layout.Signal(m, syscall.SIGCONT)
-		errs = append(errs, err)
+		errs = append(errs, x.signal(m, syscall.SIGCONT))
 		x.state[m] = running
 	}
 	return errors.Join(errs...)
@@ -247,23 +291,35 @@ func (x *rig) hurts(az string) (now bool, ever int) {
 	return x.under[az] > 0, x.blows[az]
 }
 
-// isolate cuts a zone off: its links to the other zone, both ways, and its way to the store.
-func (x *rig) isolate(az string, cut bool) {
+// cutStore cuts a node from the store, or joins it.
+func (x *rig) cutStore(m dev.Member, cut bool) {
+	for _, c := range x.store[m] {
+		c.Cut(cut, cut)
+	}
+}
+
+// isolate cuts a zone off: its links to the other zone, both ways, and its way to the store. The
+// store's member there is stopped, which for the others is the same.
+func (x *rig) isolate(az string, cut bool) error {
 	for _, m := range x.nodes {
 		x.links[m].Cut(cut, cut) // every link is between the zones
 		if m.AZ == az {
-			x.store[m].Cut(cut, cut)
+			x.cutStore(m, cut)
 		}
 	}
+	if cut {
+		return x.pause(storeOf(az))
+	}
+	return x.resume(storeOf(az))
 }
 
 // mend undoes everything that is broken. A process that ended although nobody killed it is told.
 func (x *rig) mend() (died []dev.Member, err error) {
-	for _, c := range slices.Concat(slices.Collect(maps.Values(x.links)), slices.Collect(maps.Values(x.store))) {
+	for _, c := range x.cables() {
 		c.Limit(0)
 		c.Join()
 	}
-	all := append([]dev.Member{dev.Controller}, x.nodes...)
+	all := x.all()
 	err = x.resume(all...)
 	x.mu.Lock()
 	clear(x.under) // of an interrupted round
@@ -271,9 +327,9 @@ func (x *rig) mend() (died []dev.Member, err error) {
 	for _, m := range all {
 		x.mu.Lock()
 		if x.state[m] != dead {
-			pid, pidErr := x.layout.PID(m)
-			err = errors.Join(err, pidErr)
-			if pidErr == nil && pid == 0 {
+			runs, runsErr := x.runs(m)
+			err = errors.Join(err, runsErr)
+			if runsErr == nil && !runs {
 				died = append(died, m)
 			}
 		}
@@ -284,17 +340,22 @@ func (x *rig) mend() (died []dev.Member, err error) {
 
 // close stops everything. What is stopped by a signal is let go first, so that it can end cleanly.
 func (x *rig) close() error {
-	err := x.resume(append([]dev.Member{dev.Controller}, x.nodes...)...)
+	err := x.resume(x.all()...)
 	if x.child != nil {
 		err = errors.Join(err, x.child.Stop())
 	}
-	for _, c := range x.links {
-		c.Close()
+	for _, p := range x.etcd {
+		// Nothing of it is kept, so it need not end cleanly; without a quorum it could not.
+		err = errors.Join(err, p.signal(syscall.SIGKILL))
 	}
-	for _, c := range x.store {
+	for _, c := range x.cables() {
 		c.Close()
 	}
 	return err
+}
+
+func (x *rig) cables() []*cable.Cable {
+	return slices.Concat(append(slices.Collect(maps.Values(x.store)), slices.Collect(maps.Values(x.links)))...)
 }
 
 // poll asks every 20 ms until ask gives nil; within bounds it. The error says what was waited for,

@@ -163,6 +163,10 @@ func (r *run) round(ctx context.Context, n int) *Failure {
 	load := r.startLoad(work)
 	r.carryOut(ctx, work, p)
 	failed := r.heal(work)
+	if failed == nil && p.again != nil && ctx.Err() == nil {
+		r.strikeAgain(work, p)
+		failed = r.heal(work)
+	}
 	if failed == nil {
 		failed = r.settle(work)
 	}

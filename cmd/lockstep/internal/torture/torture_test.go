@@ -25,7 +25,7 @@ func stillRig(t *testing.T) *rig {
 	}
 	x := &rig{
 		layout: layout, nodes: dev.Spec{AZs: zones, NodesPerAZ: 2}.Members(""),
-		links: map[dev.Member]*cable.Cable{}, store: map[dev.Member]*cable.Cable{},
+		links: map[dev.Member]*cable.Cable{}, store: map[dev.Member][]*cable.Cable{},
 		state: map[dev.Member]state{}, under: map[string]int{}, blows: map[string]int{},
 	}
 	for _, m := range x.nodes {
@@ -51,9 +51,9 @@ func TestAPlanFollowsFromItsSeed(t *testing.T) {
 		all += p + "\n"
 	}
 	for _, want := range []string{
-		"kill az1/node-2 (", "kill az1/node-1, new boot id", "kill az2/node-1 and az2/node-2", "pause az1/node-1 (", "pause az1/node-1 and",
+		"kill az1/node-2 (", "kill az1/node-1, new boot id", "kill az2/node-1 and az2/node-2 and store-2", "pause az1/node-1 (", "pause az1/node-1 and az1/node-2 and store-1",
 		"cut the links to az2/node-1 (", "requests only", "answers only", "with a reset", "reset the links", "slow the links",
-		"from the store", "isolate az1", "isolate az2", "pause controller", "kill controller",
+		"from the store", "isolate az1", "isolate az2", "pause controller", "kill controller", "pause store-3 (", "kill store-1 (", "pause store-3 and store-2", "kill store-1 and store-3",
 		"fail over group 0", "fail over group 1", "switch over", "pause group", "synchronize",
 	} {
 		if !strings.Contains(all, want) {
