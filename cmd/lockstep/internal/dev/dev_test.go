@@ -359,3 +359,32 @@ func TestConfigureAndRawFile(t *testing.T) {
 		t.Errorf("%q for a volume that is not there", have)
 	}
 }
+
+// An etcd of somebody else's is what the controller and every node are told, and it stays the
+// directory's.
+func TestStoreOfSomebodyElse(t *testing.T) {
+	l := Layout{t.TempDir()}
+	etcd := []string{"http://127.0.0.1:1", "http://127.0.0.1:2"}
+	spec, err := l.settle(Options{Etcd: etcd})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.prepare(spec), l.prepareNodes(spec)); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []Member{Controller, {"az1", 1}, {"az2", 1}} {
+		data, err := os.ReadFile(l.Config(m))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := `etcd_endpoints: ["http://127.0.0.1:1","http://127.0.0.1:2"]`; !strings.Contains(string(data), want) || strings.Contains(string(data), "etcd_dir") {
+			t.Errorf("%s: no %s in\n%s", m, want, data)
+		}
+	}
+	if again, err := l.settle(Options{}); err != nil || len(again.Etcd) != 2 {
+		t.Errorf("the second start: %v, %v", again.Etcd, err)
+	}
+	if _, err := l.settle(Options{Etcd: etcd[:1]}); !errors.Is(err, ErrRefused) {
+		t.Errorf("another store: %v", err)
+	}
+}
