@@ -250,7 +250,20 @@ func (l *load) session(ctx context.Context, g *group, az string, disks []block.D
 	l.r.tell.note("group %d: the disks were opened in %s and are a consistent cut", g.number, az)
 	l.r.report.images.Add(1)
 	helpers.Go(func() { l.bulk(ctx, g, disks) })
-	_ = g.chains.Run(ctx, disks) // a lost disk is why sessions end
+	slow := make([]block.Device, len(disks))
+	for i, d := range disks {
+		slow[i] = paced{d}
+	}
+	_ = g.chains.Run(ctx, slow) // a lost disk is why sessions end
+}
+
+// paced is a disk with a pause after each write, which bounds the load on a user's machine.
+type paced struct{ block.Device }
+
+func (p paced) WriteAt(ctx context.Context, b []byte, off int64, fua bool) error {
+	err := p.Device.WriteAt(ctx, b, off, fua)
+	pause(ctx, 3*time.Millisecond)
+	return err
 }
 
 // bulk writes data that nobody reads but the synchronizations and the comparison of both sides.
@@ -264,11 +277,12 @@ func (l *load) bulk(ctx context.Context, g *group, disks []block.Device) {
 			binary.LittleEndian.PutUint64(data[j:], rnd.Uint64())
 		}
 		d := rnd.IntN(len(disks))
+		ask := context.WithoutCancel(ctx)
 		var err error
-		switch ask := context.WithoutCancel(ctx); {
-		case i%16 == 15:
+		switch i % 16 {
+		case 15:
 			err = l.r.rec.Disk(g.disks[d].number, disks[d]).Flush(ask)
-		case i%16 == 7:
+		case 7:
 			err = disks[d].Trim(ask, off, int64(n), false)
 		default:
 			err = disks[d].WriteAt(ask, data[:n], off, false)

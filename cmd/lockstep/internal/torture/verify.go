@@ -134,7 +134,7 @@ func (r *run) verifyGroup(ctx context.Context, g *group) *Failure {
 		if err != nil {
 			return stuck(err)
 		}
-		defer c.Close()
+		defer func() { _ = c.Close() }()
 		disks = append(disks, c)
 	}
 	if err := g.chains.Inspect(ctx, disks); err != nil {
