@@ -132,7 +132,12 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-const redialAfter = 30 * time.Millisecond
+const (
+	redialAfter = 30 * time.Millisecond
+	// readerPatience is how long a reader waits. A read beside a held write is held, too: it goes on
+	// with another register then.
+	readerPatience = 150 * time.Millisecond
+)
 
 // worker writes and reads the registers of one disk in one zone.
 type worker struct {
@@ -170,7 +175,9 @@ func (w *worker) use(ctx context.Context, c *nbdclient.Client) {
 		switch k := w.rnd.IntN(32); {
 		case w.reader:
 			say("read")
-			err, wrote = disk.Read(ask, b), false
+			soon, cancel := context.WithTimeout(ask, readerPatience)
+			err, wrote = disk.Read(soon, b), false
+			cancel()
 		case k < 13:
 			say("write")
 			err = disk.Write(ask, b, k == 0)
