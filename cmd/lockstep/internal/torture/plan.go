@@ -296,7 +296,11 @@ var callNames = map[client.Action]string{
 }
 
 // callPatience is how long an answer is waited for. A pause is answered when it was carried out.
-const callPatience = 30 * time.Second
+const (
+	callPatience = 30 * time.Second
+	// callAgainWithin bounds how long a failover is called for again where there is no answer.
+	callAgainWithin = 6 * time.Second
+)
 
 // call asks for an action, and times a failover. Refusals are answers, too.
 func (r *run) call(ctx context.Context, g *group, action client.Action) error {
@@ -310,15 +314,18 @@ func (r *run) call(ctx context.Context, g *group, action client.Action) error {
 	hurt, blows := r.rig.hurts(to)
 	began := time.Now()
 	err := r.rig.c.Act(ctx, g.id, action)
+	for unanswered(err) && action == client.ActionFailover && time.Since(began) < callAgainWithin {
+		r.tell.note("%s group %d: %v; again", name, g.number, err)
+		pause(ctx, 200*time.Millisecond) // people and scripts would
+		err = r.rig.c.Act(ctx, g.id, action)
+	}
 	r.tell.note("%s group %d: %v", name, g.number, err)
-	var refusal *client.Error
 	switch {
 	case err == nil:
 		r.report.call(name, "done")
 	case client.IsConflict(err):
 		r.report.call(name, "refused")
-	case errors.As(err, &refusal) && refusal.Status == http.StatusServiceUnavailable,
-		errors.Is(err, client.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
+	case unanswered(err):
 		// Without a fault of the store, too: on a busy machine it may lose its leader by itself.
 		r.report.call(name, "unanswered")
 	default:
@@ -328,6 +335,13 @@ func (r *run) call(ctx context.Context, g *group, action client.Action) error {
 		r.timeFailover(ctx, g, to, began, !hurt, blows)
 	}
 	return nil
+}
+
+// unanswered tells an answer from none, and from that of an API that is without its store.
+func unanswered(err error) bool {
+	var refusal *client.Error
+	return errors.As(err, &refusal) && refusal.Status == http.StatusServiceUnavailable ||
+		errors.Is(err, client.ErrUnreachable) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // timeFailover waits for the first write that is acknowledged in the zone that takes over.
