@@ -108,7 +108,7 @@ func TestAVerificationUnderLoadFindsAndRepairsWhatChangedBehindItsBack(t *testin
 	if err := c.inspect(d.ctx, disks); err != nil {
 		t.Error(err)
 	}
-	if longest := time.Duration(c.longest.Load()); longest > 10*time.Second {
+	if longest := c.Longest(); longest > 10*time.Second {
 		t.Errorf("a write took %s", longest)
 	}
 	for _, x := range disks {
