@@ -57,7 +57,9 @@ type Flush struct{}
 type Save struct{ Saved Saved }
 
 // LeaseWait waits until every lease granted to the old primaries has run out, drift included.
-type LeaseWait struct{}
+// Store: also those that the store gave them for an epoch before this one; none can have been given
+// after the record was read here, so that it is counted from the beginning of this step.
+type LeaseWait struct{ Store bool }
 
 // MarkAllDirty marks volumes entirely dirty, durably: those of the named pairs.
 type MarkAllDirty struct{ Pairs []lockstep.PairID }
@@ -77,6 +79,18 @@ type SetPoint struct {
 	Epoch, InSyncEpoch lockstep.Epoch
 	Pairs              []lockstep.PairID
 }
+
+// RollBack makes the named pairs' volumes what they were at their recovery point, if they have one
+// newer than InSyncEpoch, durably; what it touched is dirty then, and the point gone. Repeating it
+// after a crash gives the same.
+type RollBack struct {
+	InSyncEpoch lockstep.Epoch
+	Pairs       []lockstep.PairID
+}
+
+// KeepImage keeps the present contents of every volume of the group on this node as the divergence
+// image of that epoch, durably, unless it is there.
+type KeepImage struct{ Epoch lockstep.Epoch }
 
 // DropPoint gives the recovery point up: the secondary is in sync.
 type DropPoint struct{}
@@ -162,3 +176,5 @@ func (ClearDirty) isDurable()      {}
 func (ClearMaps) isDurable()       {}
 func (SetPoint) isDurable()        {}
 func (DropPoint) isDurable()       {}
+func (RollBack) isDurable()        {}
+func (KeepImage) isDurable()       {}

@@ -22,6 +22,9 @@ func Advance(r Record, answers map[lockstep.NodeID]Answer, patience bool) (next 
 	case StateCopying:
 		return advanceCopying(r, at)
 	case StateFailovering:
+		if r.Forced != nil {
+			return advanceForced(r, answers, at, patience)
+		}
 		return advanceFailovering(r, at)
 	case StateReversing:
 		return advanceReversing(r, at)

@@ -94,6 +94,10 @@ func kinds(batch Batch) string {
 			s += "set-point "
 		case DropPoint:
 			s += "drop-point "
+		case RollBack:
+			s += "roll-back "
+		case KeepImage:
+			s += "keep-image "
 		}
 	}
 	return s

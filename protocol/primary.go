@@ -139,7 +139,7 @@ func (c *Core) adoptPrimary() {
 	// Until the next in-sync commit: a reprotect, or its abort, may follow the failover so soon that
 	// this node never saw the record in between.
 	if !r.InSync && (r.State == StateNormal || r.State == StateCopying) && !r.Fenced {
-		steps = append(steps, LeaseWait{})
+		steps = append(steps, LeaseWait{Store: r.Forced != nil})
 	}
 	c.startBatch(batchAdopt, steps...)
 }

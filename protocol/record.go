@@ -69,6 +69,9 @@ type Member struct {
 	SizeBytes   int64           `json:"size_bytes"`             // the announced size
 	ExtendBytes int64           `json:"extend_bytes,omitempty"` // size being grown to, 0: none
 	InSyncEpoch lockstep.Epoch  `json:"insync_epoch"`           // last in-sync commit, 0: never
+	// NoImage: the group was failed over by force, and this pair's new primary has no consistent image:
+	// it is not served there, and not synchronized.
+	NoImage bool `json:"no_image,omitempty"`
 }
 
 // In returns the member's replica in that AZ.
@@ -94,6 +97,8 @@ type Record struct {
 	// Strict: one-sided, the primary serves only under a lease from the store [F16]. Otherwise a
 	// process that was serving goes on until it learns a newer epoch.
 	Strict bool `json:"strict,omitempty"`
+	// StrictAt is the epoch since which the policy is strict; 0: it is not.
+	StrictAt lockstep.Epoch `json:"strict_at,omitempty"`
 	// Fenced: no lease of an old primary is left to wait for. False from a failover's commit for
 	// which not every old primary node had confirmed the failovering epoch, to the next in-sync one.
 	Fenced bool `json:"fenced,omitempty"`
@@ -121,6 +126,13 @@ type Record struct {
 	Lost map[lockstep.NodeID]lockstep.Epoch `json:"lost,omitempty"`
 	// InSyncEpoch is the epoch of the group's last in-sync commit; 0: never.
 	InSyncEpoch lockstep.Epoch `json:"insync_epoch"`
+	// StoppedAtMs is when replication stopped, Unix milliseconds of the clock of whoever wrote it; 0: it
+	// goes on, or that is not known.
+	StoppedAtMs int64 `json:"stopped_at_ms,omitempty"`
+	// Forced is the forced failover under way, or the last one until the next in-sync commit.
+	Forced *Forced `json:"forced,omitempty"`
+	// Discard names divergence images that a user deleted, by their epochs, sorted.
+	Discard []lockstep.Epoch `json:"discard,omitempty"`
 	// BootIDs holds both sides' nodes as of the last in-sync commit, renewed only by [F2] and [F5].
 	BootIDs map[lockstep.NodeID]lockstep.BootID `json:"boot_ids,omitempty"`
 	// Instances holds the directories' instance ids as of the last in-sync commit.
@@ -136,6 +148,11 @@ func (r Record) Clone() Record {
 	r.Off = maps.Clone(r.Off)
 	r.Accepted = maps.Clone(r.Accepted)
 	r.Untold = slices.Clone(r.Untold)
+	r.Discard = slices.Clone(r.Discard)
+	if r.Forced != nil {
+		f := *r.Forced
+		r.Forced = &f
+	}
 	return r
 }
 

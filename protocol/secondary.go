@@ -20,12 +20,17 @@ func (c *Core) planSecondary() {
 	}
 	wasPrimary := c.saved.Role == RolePrimary
 	switch {
+	case r.State == StateFailovering && r.Forced != nil:
+		// The image is whole and durable before anybody can become primary; a crash begins it again.
+		c.startBatch(batchAdopt, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0), Flush{}, c.rollBack(), c.save(RoleSecondary, r.Epoch))
 	case r.State == StateFailovering:
 		// The mark says that everything was flushed at this epoch: it counts if the failover is
 		// committed and the host restarts before it takes over. A way back voids it [F4].
 		c.startBatch(batchAdopt, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0), Flush{}, DropPoint{}, c.save(RoleSecondary, r.Epoch))
 	case r.State == StateTripping && r.ContinueAt == r.Epoch:
 		c.startBatch(batchAdopt, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0))
+	case r.State == StateNormal && c.lostForced():
+		c.startBatch(batchAdopt, Quiesce{}, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0), KeepImage{Epoch: r.Forced.Epoch})
 	case r.State == StateDeleted, wasPrimary:
 		c.startBatch(batchAdopt, Quiesce{}, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0))
 	default:
@@ -46,6 +51,9 @@ func (c *Core) adoptAnnounced() {
 		steps = append(steps, Quiesce{})
 	}
 	steps = append(steps, Fence{Epoch: r.Epoch})
+	if c.lostForced() {
+		steps = append(steps, KeepImage{Epoch: r.Forced.Epoch})
+	}
 	if r.State == StateCopying && r.InSyncEpoch > 0 {
 		point := SetPoint{Epoch: r.Epoch, InSyncEpoch: r.InSyncEpoch}
 		for _, m := range r.Members {

@@ -113,6 +113,9 @@ func (r Record) Sync() (Record, error) {
 		if m.ExtendBytes != 0 {
 			return r, refuse("sync", "pair %s is being extended", m.Pair)
 		}
+		if m.NoImage {
+			return r, refuse("sync", "pair %s had no consistent image when the group was failed over by force: only the other side has its data, and would be overwritten; remove it from the group first", m.Pair)
+		}
 	}
 	n := r.next()
 	n.State, n.Intent, n.FailedOver, n.Drained = StateCopying, IntentRun, false, false
@@ -140,11 +143,14 @@ func (r Record) Failover() (Record, error) {
 	return n, nil
 }
 
-// BackOut ends a failover that was not committed. intact: all boot ids known now are the
+// BackOut ends a failover that was not committed; a forced one leaves the group as it was. intact: all boot ids known now are the
 // record's; then in sync is kept [F17]. Otherwise it goes by way of tripping.
 func (r Record) BackOut(intact bool, reason string) (Record, error) {
 	if r.State != StateFailovering {
 		return r, refuse("back-out", "%s", r.Describe())
+	}
+	if r.Forced != nil {
+		return r.backOutForced(reason), nil
 	}
 	n := r.next()
 	n.Reason = reason
@@ -198,7 +204,7 @@ func (r Record) SetMembers(members []Member) (Record, error) {
 		n.Members = append(n.Members, m)
 	}
 	if len(n.Members) == 0 {
-		n.FailedOver = false
+		n.FailedOver, n.Forced = false, nil
 		n.Cause, n.Reason, n.Intent = CauseNew, "", IntentPaused
 	}
 	n.leave(r.Nodes())
@@ -271,7 +277,10 @@ func (r Record) SetStrict(strict bool) (Record, error) {
 		return r, refuse("change of the policy", "%s", r.Describe())
 	}
 	n := r.next()
-	n.Strict = strict
+	n.Strict, n.StrictAt = strict, 0
+	if strict {
+		n.StrictAt = n.Epoch
+	}
 	if n.InSync {
 		n.commitInSync()
 	}
@@ -398,7 +407,7 @@ func (r *Record) commitInSync() {
 	r.State, r.InSync = StateNormal, true
 	r.Cause, r.Drained = CauseNone, false
 	r.ContinueAt, r.Lost, r.Accepted = 0, nil, nil
-	r.Fenced = true
+	r.Fenced, r.Forced, r.StoppedAtMs = true, nil, 0
 	r.InSyncEpoch = r.Epoch
 	for i := range r.Members {
 		r.Members[i].InSyncEpoch = r.Epoch
