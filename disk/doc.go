@@ -12,6 +12,7 @@
 //	<pool>/<volume>.meta    write-intent log and dirty map; the volume exists while this does
 //	<pool>/<volume>.undo    recovery point: header, and old contents unless there is a clone
 //	<pool>/<volume>.point   recovery point: clone of the raw file (file systems with FICLONE)
+//	<pool>/<volume>.<epoch>.diverged  divergence image: what the volume held when its side lost a forced failover
 //	<pool>/<volume>.failed  the volume failed for good (text); goes with the volume only
 //	<pool>/<volume>.removed a removal that has begun; the next OpenPool finishes it
 //	<pool>/groups/<g>.state one group's blob

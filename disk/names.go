@@ -11,14 +11,15 @@ import (
 // Names of the files of a pool. The part behind the last dot says what a file is, so an id may
 // hold dots.
 const (
-	extRaw     = ".raw"     // the volume's bytes
-	extMeta    = ".meta"    // write-intent log and dirty map
-	extUndo    = ".undo"    // recovery point: header and old contents
-	extPoint   = ".point"   // recovery point: a clone of the raw file
-	extFailed  = ".failed"  // the volume failed for good; text for people
-	extRemoved = ".removed" // a removal that has begun; the former metadata file
-	extTmp     = ".tmp"     // being written; means nothing
-	extState   = ".state"   // a group's blob
+	extRaw     = ".raw"      // the volume's bytes
+	extMeta    = ".meta"     // write-intent log and dirty map
+	extUndo    = ".undo"     // recovery point: header and old contents
+	extPoint   = ".point"    // recovery point: a clone of the raw file
+	extImage   = ".diverged" // behind ".<epoch>": what the volume held when it lost a forced failover
+	extFailed  = ".failed"   // the volume failed for good; text for people
+	extRemoved = ".removed"  // a removal that has begun; the former metadata file
+	extTmp     = ".tmp"      // being written; means nothing
+	extState   = ".state"    // a group's blob
 
 	extPrimary   = ".primary"   // of a difference that was found: what the primary had
 	extSecondary = ".secondary" // and what its secondary had

@@ -47,6 +47,10 @@ type Pool struct {
 	vols   map[lockstep.VolumeID]*Volume
 	closed bool
 
+	keepMu  sync.Mutex // held while a divergence image is made or removed
+	imageMu sync.Mutex // guards images
+	images  map[lockstep.VolumeID][]lockstep.Epoch
+
 	groupMu sync.Mutex // guards groups
 	groups  map[lockstep.GroupID]*sync.Mutex
 
@@ -73,7 +77,8 @@ func OpenPool(dir string, o Options) (*Pool, error) {
 	p := &Pool{
 		dir: dir, opts: o, fs: o.FS, log: o.Logger,
 		vols: map[lockstep.VolumeID]*Volume{}, groups: map[lockstep.GroupID]*sync.Mutex{},
-		found: found{bytes: -1},
+		found:  found{bytes: -1},
+		images: map[lockstep.VolumeID][]lockstep.Epoch{},
 	}
 	if err := p.open(); err != nil {
 		if p.lock != nil {
@@ -126,6 +131,7 @@ func (p *Pool) cleanUp() error {
 	if err != nil {
 		return err
 	}
+	p.indexImages(names)
 	for _, name := range names {
 		if id, ok := strings.CutSuffix(name, extRemoved); ok {
 			if err := p.finishRemove(lockstep.VolumeID(id)); err != nil {

@@ -411,7 +411,7 @@ func (v *Volume) load() error {
 	return nil
 }
 
-// Remove deletes a volume with its metadata and its recovery point; it is closed first. A crash in
+// Remove deletes a volume with its metadata, its recovery point and its divergence images; it is closed first. A crash in
 // the middle is finished by the next OpenPool. It is no error if there is no such volume.
 func (p *Pool) Remove(id lockstep.VolumeID) error {
 	err := checkID("volume", string(id))
@@ -448,12 +448,21 @@ func (p *Pool) remove(id lockstep.VolumeID) error {
 
 // finishRemove deletes what is left of a volume whose removal has begun, the marker last.
 func (p *Pool) finishRemove(id lockstep.VolumeID) error {
-	err := p.removeFiles("remove", p.path(id, extUndo), p.path(id, extPoint), p.path(id, extFailed), p.path(id, extRaw))
-	if err != nil {
+	p.imageMu.Lock()
+	images := p.images[id]
+	p.imageMu.Unlock()
+	paths := []string{p.path(id, extUndo), p.path(id, extPoint), p.path(id, extFailed), p.path(id, extRaw)}
+	for _, epoch := range images {
+		paths = append(paths, p.imagePath(id, epoch))
+	}
+	if err := p.removeFiles("remove", paths...); err != nil {
 		return err
 	}
 	if err := p.removeFound(id); err != nil {
 		return err
 	}
+	p.imageMu.Lock()
+	delete(p.images, id)
+	p.imageMu.Unlock()
 	return p.removeFiles("remove", p.path(id, extRemoved))
 }

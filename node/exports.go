@@ -19,6 +19,9 @@ func (e exports) List(context.Context) []string {
 			if _, err := v.Opening(); err == nil {
 				names = append(names, string(id))
 			}
+			for _, epoch := range v.Images() {
+				names = append(names, imageExport(id, epoch))
+			}
 		}
 	}
 	return names
@@ -26,6 +29,9 @@ func (e exports) List(context.Context) []string {
 
 // Open gives a volume, or says why it is not served here.
 func (e exports) Open(_ context.Context, name string) (nbd.Export, error) {
+	if x, ok, err := e.openImage(name); ok {
+		return x, err
+	}
 	v := e.n.host.Volume(lockstep.VolumeID(name))
 	if v == nil {
 		return nbd.Export{}, fmt.Errorf("volume %q is not on node %s: %w", name, e.n.cfg.ID, lockstep.ErrNotFound)

@@ -29,6 +29,7 @@ func (r *records) Propose(ctx context.Context, g lockstep.GroupID, change func(p
 	if err != nil {
 		return err
 	}
+	next = rec.StampStop(next, time.Now().UnixMilli())
 	_, err = store.Put(ctx, r.st, store.KeyRecord(g), next, rev)
 	return err
 }
@@ -69,7 +70,7 @@ func (r *records) Advance(ctx context.Context, g lockstep.GroupID) error {
 	if !ok {
 		return nil
 	}
-	tx := store.NewTx().Put(store.KeyRecord(g), next, rev)
+	tx := store.NewTx().Put(store.KeyRecord(g), rec.StampStop(next, time.Now().UnixMilli()), rev)
 	for _, node := range used {
 		tx.Require(store.KeyAnswer(g, node), revs[node])
 	}

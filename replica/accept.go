@@ -83,11 +83,16 @@ func (b *inbox) grant(e lockstep.Epoch) bool {
 	return true
 }
 
-// leaseWait returns when every lease ever granted has run out.
-func (b *inbox) leaseWait(ctx context.Context) error {
+// leaseWait returns when every lease ever granted has run out; store: also those that the store gave
+// before now.
+func (b *inbox) leaseWait(ctx context.Context, store bool) error {
 	b.mu.Lock()
-	until := b.granted + b.g.host.cfg.LeaseTTL + b.g.host.cfg.LeaseMargin
+	granted := b.granted
 	b.mu.Unlock()
+	if store {
+		granted = now()
+	}
+	until := granted + b.g.host.cfg.LeaseTTL + b.g.host.cfg.LeaseMargin
 	for {
 		left := until - now()
 		if left <= 0 {

@@ -105,7 +105,7 @@ func (g *Group) durable(ctx context.Context, s protocol.Durable, result *protoco
 		g.post(protocol.SavedNow(s))
 		return nil
 	case protocol.LeaseWait:
-		return g.in.leaseWait(ctx)
+		return g.in.leaseWait(ctx, s.Store)
 	case protocol.MarkAllDirty:
 		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.MarkAllDirty() })
 	case protocol.DirtyFromIntent:
@@ -119,6 +119,10 @@ func (g *Group) durable(ctx context.Context, s protocol.Durable, result *protoco
 			return err
 		}
 		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.SetPoint(s.Epoch, s.InSyncEpoch) })
+	case protocol.RollBack:
+		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.RollBackSince(s.InSyncEpoch) })
+	case protocol.KeepImage:
+		return g.each(func(v *Volume) error { return v.disk.KeepImage(s.Epoch) })
 	case protocol.DropPoint:
 		return g.each(func(v *Volume) error { return v.disk.DropPoint() })
 	}

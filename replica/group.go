@@ -60,6 +60,8 @@ type Group struct {
 	storeLease *lease
 	asking     map[proposalKey]bool // proposals under way
 
+	discarded []lockstep.Epoch // owned by run: divergence images that are removed, or being so
+
 	in     inbox // the secondary's side
 	verify verifier
 	// pointNeeds is the room that the recovery point of the newest announced copying epoch may need.
@@ -250,6 +252,7 @@ func (g *Group) step(ev protocol.Event) {
 	g.view = view
 	g.mu.Unlock()
 	g.verify.seen(view)
+	g.discardImages(view.Record)
 	if changed {
 		g.log.Info("group", "epoch", view.Record.Epoch, "state", view.Record.State, "in_sync", view.Record.InSync, "role", role, "mode", mode, "adopted", view.Adopted, "why", why)
 		g.wantDialers(view)
@@ -430,7 +433,11 @@ func (g *Group) do(a protocol.Action) {
 			if a.Unrepaired {
 				v.loadUnrepaired()
 			}
-			v.setMode(a.Mode, a.Epoch, l, le, a.Why)
+			mode, why := a.Mode, a.Why
+			if pair := g.withoutImage(v); pair != "" && mode != protocol.ModePlain {
+				mode, why = protocol.ModeRefused, noImage(pair)
+			}
+			v.setMode(mode, a.Epoch, l, le, why)
 		}
 	case protocol.Batch:
 		g.startBatch(a)

@@ -36,8 +36,9 @@ func (h *Host) Observe(id lockstep.GroupID) (store.GroupObserved, bool) {
 	g.mu.Unlock()
 	for _, v := range g.volumes() {
 		rep, serving := v.observe()
+		rep.NoImage = view.Role == protocol.RolePrimary && memberOf(view.Record, v.id).NoImage
 		o.Volumes[v.id] = rep
-		o.Serving = o.Serving && serving
+		o.Serving = o.Serving && (serving || rep.NoImage)
 	}
 	return o, true
 }
@@ -66,6 +67,9 @@ func (v *Volume) observe() (r store.ReplicaObserved, serving bool) {
 	r.DirtyBytes, r.IntentBytes = v.disk.DirtyBytes(), v.disk.IntentBytes()
 	if epoch, ok := v.disk.Point(); ok {
 		r.PointEpoch = uint64(epoch)
+	}
+	for _, epoch := range v.disk.Images() {
+		r.Images = append(r.Images, uint64(epoch))
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()

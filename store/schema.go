@@ -246,6 +246,11 @@ type ReplicaObserved struct {
 	ToSendBytes int64  `json:"to_send_bytes"`
 	TotalBytes  int64  `json:"total_bytes"` // to send when the sync began
 	PointEpoch  uint64 `json:"point_epoch,omitempty"`
+	// Images are the epochs of the divergence images: what the volume held when its side lost a
+	// forced failover.
+	Images []uint64 `json:"images,omitempty"`
+	// NoImage: not served, since the group was failed over by force and there was no image of it.
+	NoImage bool `json:"no_image,omitempty"`
 }
 
 // PeerObserved is how a node sees the other side.
@@ -272,6 +277,33 @@ type Operation struct {
 	Error     string             `json:"error,omitempty"`
 }
 
+// ForcedReceipt is what a forced failover was told to lose, and in the entry of its end what it lost.
+type ForcedReceipt struct {
+	// PointAt is when replication had stopped: what was acknowledged before is in the image.
+	PointAt time.Time `json:"point_at,omitzero"` // zero: not known
+	// FlushOnly are nodes whose host restarted since the last in-sync commit: their image holds for
+	// sure only what was flushed before.
+	FlushOnly []lockstep.NodeID `json:"flush_only,omitempty"`
+	Volumes   []ForcedLoss      `json:"volumes"`
+	// Final: the old primary had stopped when it reported these figures.
+	Final bool `json:"final,omitempty"`
+}
+
+// ForcedLoss is one pair's part of it.
+type ForcedLoss struct {
+	Pair   lockstep.PairID   `json:"pair"`
+	Volume lockstep.VolumeID `json:"volume"` // that is, or would be, served
+	Lost   lockstep.VolumeID `json:"lost"`   // the old primary's
+	Image  string            `json:"image"`  // recovery-point, current, none
+	// PointEpoch is the recovery point's; 0 where it is not one.
+	PointEpoch lockstep.Epoch `json:"point_epoch,omitempty"`
+	// Bytes missing, counted in whole chunks of 64 KiB, as the old primary knew them; -1: not known.
+	Bytes int64     `json:"bytes"`
+	AsOf  time.Time `json:"as_of,omitzero"` // of its report
+	// Estimate: the old primary may have written since that report.
+	Estimate bool `json:"estimate,omitempty"`
+}
+
 // HistoryEntry is one thing that happened to a group; kept for people.
 type HistoryEntry struct {
 	At        time.Time        `json:"at"`
@@ -281,5 +313,6 @@ type HistoryEntry struct {
 	By        string           `json:"by"`
 	RequestID string           `json:"request_id,omitempty"`
 	// Condition is the group's at this epoch in a few words; empty: the entry made no epoch.
-	Condition string `json:"condition,omitempty"`
+	Condition string         `json:"condition,omitempty"`
+	Receipt   *ForcedReceipt `json:"receipt,omitempty"` // of a forced failover
 }
