@@ -127,7 +127,7 @@ func (x *acting) needAllNodes(what string) error {
 // when a secondary node is away: it could not end, and would stop a primary that may still serve.
 func (c *Controller) failover(x *acting) error {
 	if !x.r.InSync {
-		return conflict("", "failover refused: the secondary is not in sync: %s", x.shown())
+		return conflict("", "failover refused: the secondary is not in sync: %s; a forced failover loses writes, and failover-preview says which", x.shown())
 	}
 	if gone := x.gone(x.r.SecondaryNodes()); len(gone) > 0 {
 		return conflict(codePeerUnreachable, "failover refused: secondary node %s is not alive: %s", joinIDs(gone), x.shown())
@@ -193,6 +193,9 @@ func (c *Controller) sync(x *acting) error {
 		if err := c.checkMembersStopped(x, x.r.Secondary); err != nil {
 			return err
 		}
+	}
+	if err := x.checkImagesKept(); err != nil {
+		return err
 	}
 	next, err := x.r.Sync()
 	if err != nil {

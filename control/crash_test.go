@@ -78,6 +78,12 @@ func TestDeathAtEveryWrite(t *testing.T) {
 		{"stop", true, func(ctx context.Context, s *site, c *Controller, g lockstep.GroupID, _ []lockstep.PairID) error {
 			return c.Act(ctx, caller, g, ActionStop, nil)
 		}, []string{"available/active", "available/active-stopped"}, 2},
+		{"forced failover", true, func(ctx context.Context, s *site, c *Controller, g lockstep.GroupID, _ []lockstep.PairID) error {
+			if err := c.Act(ctx, caller, g, ActionStop, nil); err != nil {
+				return err
+			}
+			return forceNow(ctx, s, c, g)
+		}, []string{"available/active", "available/active-stopped", "failovered/active-stopped"}, 6},
 	} {
 		for _, after := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, died after the write %v", op.name, after), func(t *testing.T) {

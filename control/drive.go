@@ -246,6 +246,9 @@ func (d *driver) advance(ctx context.Context, id lockstep.GroupID, lasted time.D
 		}
 		t.put(store.KeyRecord(id), next)
 		t.history(next, describeStep(r, next), byController, "")
+		if r.State == protocol.StateFailovering && r.Forced != nil {
+			return t.endReceipt(r, next)
+		}
 		return nil
 	})
 }

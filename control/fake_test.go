@@ -27,18 +27,20 @@ type site struct {
 	mem *memstore.Mem // st, unless the test brought its own store
 	ctx context.Context
 
-	mu    sync.Mutex // guards all below
-	nodes map[lockstep.NodeID]*fakeNode
-	cut   bool                          // the link between the AZs
-	slow  bool                          // copying does not end
-	dirty map[lockstep.VolumeID]int64   // reported dirty bytes
-	fail  map[lockstep.VolumeID]string  // reported failures of replicas
-	small map[lockstep.VolumeID]bool    // files that do not grow
-	full  map[lockstep.NodeID]bool      // pools in which nothing can be made
-	boots map[lockstep.NodeID]string    // present boot ids
-	mute  map[lockstep.NodeID]bool      // nodes that are alive but do nothing
-	down  map[lockstep.NodeID]chan bool // closed when a killed node has stopped
-	stops map[lockstep.NodeID]context.CancelFunc
+	mu      sync.Mutex // guards all below
+	nodes   map[lockstep.NodeID]*fakeNode
+	cut     bool                          // the link between the AZs
+	slow    bool                          // copying does not end
+	dirty   map[lockstep.VolumeID]int64   // reported dirty bytes
+	fail    map[lockstep.VolumeID]string  // reported failures of replicas
+	small   map[lockstep.VolumeID]bool    // files that do not grow
+	full    map[lockstep.NodeID]bool      // pools in which nothing can be made
+	boots   map[lockstep.NodeID]string    // present boot ids
+	mute    map[lockstep.NodeID]bool      // nodes that are alive but do nothing
+	down    map[lockstep.NodeID]chan bool // closed when a killed node has stopped
+	stops   map[lockstep.NodeID]context.CancelFunc
+	point   map[lockstep.VolumeID]uint64 // epochs of recovery points
+	crammed map[lockstep.NodeID]bool     // pools without room for a divergence image
 }
 
 func newSite(t testing.TB, nodes ...string) *site {
@@ -56,6 +58,7 @@ func newSiteOn(t testing.TB, st store.Store, nodes ...string) *site {
 		fail: map[lockstep.VolumeID]string{}, small: map[lockstep.VolumeID]bool{},
 		full: map[lockstep.NodeID]bool{}, boots: map[lockstep.NodeID]string{}, mute: map[lockstep.NodeID]bool{},
 		down: map[lockstep.NodeID]chan bool{}, stops: map[lockstep.NodeID]context.CancelFunc{},
+		point: map[lockstep.VolumeID]uint64{}, crammed: map[lockstep.NodeID]bool{},
 	}
 	t.Cleanup(func() {
 		cancel()
@@ -84,7 +87,7 @@ func (s *site) start(id lockstep.NodeID) {
 	s.mu.Unlock()
 	s.put(store.KeyNode(id), store.Node{
 		ID: id, AZ: azOf(id), NBDSocket: "/run/" + string(id) + ".sock",
-		NBDAddress: "127.0.0.1:10809", TotalBytes: 1 << 50, FreeBytes: 1 << 49, Instance: "i-" + string(id),
+		NBDAddress: "127.0.0.1:10809", TotalBytes: 1 << 50, FreeBytes: 1 << 49, Instance: "i-" + string(id), BootID: lockstep.BootID(s.bootOf(id)),
 	})
 	s.put(store.KeyAliveNode(id), store.Presence{Node: id})
 	go func() {
@@ -92,6 +95,12 @@ func (s *site) start(id lockstep.NodeID) {
 		n.run(ctx)
 	}()
 	s.pokeAll()
+}
+
+func (s *site) bootOf(id lockstep.NodeID) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.boots[id]
 }
 
 // kill stops a node and takes its presence away.
@@ -360,7 +369,8 @@ func (n *fakeNode) group(ctx context.Context, r protocol.Record, rev int64) {
 			continue
 		}
 		v := m.In(az).Volume
-		o := store.ReplicaObserved{Failed: n.fail[v], DirtyBytes: n.dirty[v]}
+		o := store.ReplicaObserved{Failed: n.fail[v], DirtyBytes: n.dirty[v], PointEpoch: n.point[v]}
+		o.Images = n.imagesOf(ctx, r, v, primary)
 		if o.Failed != "" {
 			failed = o.Failed
 		}
@@ -560,4 +570,20 @@ func (s *site) awaitGroup(c *Controller, id lockstep.GroupID, status, rep string
 		}
 		time.Sleep(3 * time.Millisecond)
 	}
+}
+
+// imagesOf keeps divergence images as a node does; they are remembered in the report. n.mu is held.
+func (n *fakeNode) imagesOf(ctx context.Context, r protocol.Record, v lockstep.VolumeID, primary bool) []uint64 {
+	o, _, err := store.GetT[store.GroupObserved](ctx, n.st, store.KeyObservedGroup(r.Group, n.id))
+	var images []uint64
+	if err == nil {
+		images = o.Volumes[v].Images
+	}
+	noImage := slices.ContainsFunc(r.Members, func(m protocol.Member) bool {
+		return m.NoImage && (m.Replicas[0].Volume == v || m.Replicas[1].Volume == v)
+	})
+	if f := r.Forced; !noImage && f != nil && !f.Waived && !primary && r.State == protocol.StateNormal && !n.crammed[n.id] && !slices.Contains(images, uint64(f.Epoch)) {
+		images = append(slices.Clone(images), uint64(f.Epoch))
+	}
+	return slices.DeleteFunc(slices.Clone(images), func(e uint64) bool { return slices.Contains(r.Discard, lockstep.Epoch(e)) })
 }

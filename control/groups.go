@@ -305,7 +305,14 @@ func (c *Controller) changeMembers(t *tx, caller Caller, g *store.Group, r proto
 		if err != nil {
 			return r, err
 		}
-		if err := t.leave(p, r.Primary, members[i].InSyncEpoch > 0); err != nil {
+		if err := t.checkNoImages(r, members[i]); err != nil {
+			return r, err
+		}
+		primary := r.Primary
+		if members[i].NoImage { // only the other side has its data
+			primary = r.Secondary
+		}
+		if err := t.leave(p, primary, members[i].InSyncEpoch > 0 && !members[i].NoImage); err != nil {
 			return r, err
 		}
 		members = slices.Delete(members, i, i+1)

@@ -61,12 +61,16 @@ func describeStep(from, to protocol.Record) string {
 		what = "deleted"
 	case to.State == protocol.StateCopying:
 		what = fmt.Sprintf("copying from %s to %s", to.Primary, to.Secondary)
+	case to.State == protocol.StateFailovering && to.Forced != nil:
+		what = fmt.Sprintf("forced failover from %s to %s", to.Primary, to.Secondary)
 	case to.State == protocol.StateFailovering:
 		what = fmt.Sprintf("failover from %s to %s", to.Primary, to.Secondary)
 	case to.State == protocol.StateReversing:
 		what = fmt.Sprintf("switchover from %s to %s", to.Primary, to.Secondary)
 	case to.State == protocol.StateTripping:
 		what = fmt.Sprintf("stopping (%s)", to.Cause)
+	case to.FailedOver && !from.FailedOver && to.Forced != nil:
+		what = fmt.Sprintf("failed over by force: %s is primary", to.Primary)
 	case to.FailedOver && !from.FailedOver:
 		what = fmt.Sprintf("failed over: %s is primary", to.Primary)
 	case from.State == protocol.StateReversing && to.Primary != from.Primary:

@@ -170,6 +170,14 @@ type Service interface {
 	History(ctx context.Context, c Caller, id lockstep.GroupID) ([]store.HistoryEntry, error)
 	// Explain says what a group does and why, and what every action would do now.
 	Explain(ctx context.Context, c Caller, id lockstep.GroupID) (Explanation, error)
+	// PreviewFailover says what a failover of the group would do now, and lose.
+	PreviewFailover(ctx context.Context, c Caller, id lockstep.GroupID) (FailoverPreview, error)
+	// ForceFailover fails over to an image that lacks writes; token is that of a preview that still holds.
+	ForceFailover(ctx context.Context, c Caller, id lockstep.GroupID, token string) error
+	// DivergenceImages lists what sides that lost a forced failover had.
+	DivergenceImages(ctx context.Context, c Caller, id lockstep.GroupID) ([]DivergenceImage, error)
+	// DeleteDivergenceImage removes one, for good.
+	DeleteDivergenceImage(ctx context.Context, c Caller, id lockstep.GroupID, epoch lockstep.Epoch) error
 	// SetStrict chooses whether a primary without its secondary serves only under a lease of the store.
 	SetStrict(ctx context.Context, c Caller, id lockstep.GroupID, strict bool) error
 	// Verify compares both sides of a group in sync, at that rate of each primary node in MiB/s (0: the

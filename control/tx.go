@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/store"
 )
 
@@ -196,8 +197,13 @@ func (t *tx) list(prefix string) ([]store.KV, error) {
 // compare makes the transaction depend on a key that list has read.
 func (t *tx) compare(kv store.KV) { t.cmps[kv.Key] = kv.ModRev }
 
-// put writes a value of the schema.
+// put writes a value of the schema. A record that leaves in sync gets the time.
 func (t *tx) put(key string, v any) {
+	if next, ok := v.(protocol.Record); ok {
+		if old, err := decode[protocol.Record](t.raw[key]); err == nil {
+			v = old.StampStop(next, t.now.UnixMilli())
+		}
+	}
 	t.puts[key] = store.Op{Key: key, Value: store.Encode(v)}
 }
 

@@ -311,18 +311,27 @@ func (c *Controller) ConnectionURI(ctx context.Context, caller Caller, id lockst
 			refused = conflict("", "volume %s is %s and cannot be opened", id, v.Status)
 		case !ok:
 			refused = refusal(KindUnavailable, "", "node %s of volume %s is not known", v.Node, id)
-		case n.NBDSocket != "":
-			uri = "nbd+unix:///" + url.PathEscape(string(id)) + "?socket=" + url.QueryEscape(n.NBDSocket)
-		case n.NBDAddress != "":
-			uri = "nbd://" + n.NBDAddress + "/" + url.PathEscape(string(id))
 		default:
-			refused = refusal(KindUnavailable, "", "node %s serves no NBD address", v.Node)
+			if uri = nbdURI(n, string(id)); uri == "" {
+				refused = refusal(KindUnavailable, "", "node %s serves no NBD address", v.Node)
+			}
 		}
 	})
 	if err == nil {
 		err = refused
 	}
 	return uri, err
+}
+
+// nbdURI is where an export of a node can be opened; empty: nowhere.
+func nbdURI(n store.Node, export string) string {
+	switch {
+	case n.NBDSocket != "":
+		return "nbd+unix:///" + url.PathEscape(export) + "?socket=" + url.QueryEscape(n.NBDSocket)
+	case n.NBDAddress != "":
+		return "nbd://" + n.NBDAddress + "/" + url.PathEscape(export)
+	}
+	return ""
 }
 
 // settleVolume takes the node's report into a volume that is being made or grown; changed says

@@ -88,9 +88,12 @@ type RollBack struct {
 	Pairs       []lockstep.PairID
 }
 
-// KeepImage keeps the present contents of every volume of the group on this node as the divergence
-// image of that epoch, durably, unless it is there.
-type KeepImage struct{ Epoch lockstep.Epoch }
+// KeepImage keeps the present contents of the named pairs' volumes as the divergence image of that
+// epoch, durably, unless it is there.
+type KeepImage struct {
+	Epoch lockstep.Epoch
+	Pairs []lockstep.PairID
+}
 
 // DropPoint gives the recovery point up: the secondary is in sync.
 type DropPoint struct{}

@@ -136,15 +136,25 @@ func (c *Core) lostForced() bool {
 	return f != nil && !f.Waived && c.rec.State != StateFailovering && !c.otherInstance(c.cfg.Node, c.cfg.Instance)
 }
 
+// keepImage is the step that does so. A pair without an image at the other side is not overwritten.
+func (c *Core) keepImage() KeepImage {
+	return KeepImage{Epoch: c.rec.Forced.Epoch, Pairs: c.rec.withImage()}
+}
+
 // rollBack is the step by which a secondary goes back to its last consistent image.
 func (c *Core) rollBack() RollBack {
-	s := RollBack{InSyncEpoch: c.rec.InSyncEpoch}
-	for _, m := range c.rec.Members {
+	return RollBack{InSyncEpoch: c.rec.InSyncEpoch, Pairs: c.rec.withImage()}
+}
+
+// withImage lists the pairs that a forced failover takes.
+func (r Record) withImage() []lockstep.PairID {
+	var pairs []lockstep.PairID
+	for _, m := range r.Members {
 		if !m.NoImage {
-			s.Pairs = append(s.Pairs, m.Pair)
+			pairs = append(pairs, m.Pair)
 		}
 	}
-	return s
+	return pairs
 }
 
 // StampStop gives next, which is about to be written in place of r, the time at which replication

@@ -198,8 +198,8 @@ func TestForcedBatches(t *testing.T) {
 						t.Errorf("rolls back to what is newer than %d, pairs %v", s.InSyncEpoch, s.Pairs)
 					}
 				case KeepImage:
-					if s.Epoch != 9 {
-						t.Errorf("keeps an image of epoch %d", s.Epoch)
+					if s.Epoch != 9 || len(s.Pairs) != 2 {
+						t.Errorf("keeps an image of epoch %d, pairs %v", s.Epoch, s.Pairs)
 					}
 				}
 			}

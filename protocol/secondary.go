@@ -30,7 +30,7 @@ func (c *Core) planSecondary() {
 	case r.State == StateTripping && r.ContinueAt == r.Epoch:
 		c.startBatch(batchAdopt, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0))
 	case r.State == StateNormal && c.lostForced():
-		c.startBatch(batchAdopt, Quiesce{}, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0), KeepImage{Epoch: r.Forced.Epoch})
+		c.startBatch(batchAdopt, Quiesce{}, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0), c.keepImage())
 	case r.State == StateDeleted, wasPrimary:
 		c.startBatch(batchAdopt, Quiesce{}, Fence{Epoch: r.Epoch}, c.save(RoleSecondary, 0))
 	default:
@@ -52,7 +52,7 @@ func (c *Core) adoptAnnounced() {
 	}
 	steps = append(steps, Fence{Epoch: r.Epoch})
 	if c.lostForced() {
-		steps = append(steps, KeepImage{Epoch: r.Forced.Epoch})
+		steps = append(steps, c.keepImage())
 	}
 	if r.State == StateCopying && r.InSyncEpoch > 0 {
 		point := SetPoint{Epoch: r.Epoch, InSyncEpoch: r.InSyncEpoch}

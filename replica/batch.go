@@ -122,7 +122,7 @@ func (g *Group) durable(ctx context.Context, s protocol.Durable, result *protoco
 	case protocol.RollBack:
 		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.RollBackSince(s.InSyncEpoch) })
 	case protocol.KeepImage:
-		return g.each(func(v *Volume) error { return v.disk.KeepImage(s.Epoch) })
+		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.KeepImage(s.Epoch) })
 	case protocol.DropPoint:
 		return g.each(func(v *Volume) error { return v.disk.DropPoint() })
 	}
