@@ -512,6 +512,68 @@ func (f *fakeService) History(_ context.Context, c control.Caller, id lockstep.G
 	return []store.HistoryEntry{{At: f.now, Group: id, Epoch: 7, What: "sync asked for", By: "admin", RequestID: "req-x"}}, nil
 }
 
+func (f *fakeService) PreviewFailover(_ context.Context, c control.Caller, id lockstep.GroupID) (control.FailoverPreview, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return control.FailoverPreview{}, err
+	}
+	if _, err := f.group(c, id); err != nil {
+		return control.FailoverPreview{}, err
+	}
+	return control.FailoverPreview{
+		Group: id, Epoch: 7, Allowed: true, Forced: true, From: "az1", To: "az2", Receipt: f.receipt(), Warnings: []string{"mind this"},
+		Waits: []control.PrimaryWord{{Node: "n1"}}, Token: "7-1-ab", Expires: f.now,
+	}, nil
+}
+
+func (f *fakeService) receipt() store.ForcedReceipt {
+	return store.ForcedReceipt{PointAt: f.now, FlushOnly: []lockstep.NodeID{"n2"}, Volumes: []store.ForcedLoss{
+		{Pair: "p", Volume: "v", Lost: "u", Image: control.ImagePoint, PointEpoch: 5, Bytes: 65536, AsOf: f.now, Estimate: true},
+		{Pair: "q", Volume: "w", Lost: "x", Image: control.ImageNone, Bytes: -1},
+	}}
+}
+
+func (f *fakeService) ForceFailover(_ context.Context, c control.Caller, id lockstep.GroupID, token string) error {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return err
+	}
+	if _, err := f.group(c, id); err != nil {
+		return err
+	}
+	if token != "7-1-ab" {
+		return refuse(control.KindConflict, "", "the token is another one; look at a new one")
+	}
+	f.declared = append(f.declared, fmt.Sprintf("%s force %s", id, token))
+	return nil
+}
+
+func (f *fakeService) DivergenceImages(_ context.Context, c control.Caller, id lockstep.GroupID) ([]control.DivergenceImage, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return nil, err
+	}
+	if _, err := f.group(c, id); err != nil {
+		return nil, err
+	}
+	return []control.DivergenceImage{{Epoch: 7, At: f.now, Volumes: []control.DivergedVolume{{Pair: "p", Volume: "u", Node: "n1", Export: "u@diverged-7", URI: "nbd://h/u@diverged-7"}}}}, nil
+}
+
+func (f *fakeService) DeleteDivergenceImage(_ context.Context, c control.Caller, id lockstep.GroupID, epoch lockstep.Epoch) error {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return err
+	}
+	if _, err := f.group(c, id); err != nil {
+		return err
+	}
+	if epoch != 7 {
+		return refuse(control.KindNotFound, "", "there is no divergence image %d", epoch)
+	}
+	f.declared = append(f.declared, fmt.Sprintf("%s drop %d", id, epoch))
+	return nil
+}
+
 func (f *fakeService) Zones(context.Context) ([]control.Zone, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(f.caller); err != nil {

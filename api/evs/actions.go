@@ -11,7 +11,7 @@ import (
 
 // actions by their key in the body.
 var actions = map[string]control.Action{
-	"os-failover-replication-consistency-group":  control.ActionFailover,
+	keyFailover:                                  control.ActionFailover,
 	"os-sync-replication-consistency-group":      control.ActionSync,
 	"os-reverse-replication-consistency-group":   control.ActionReverse,
 	"os-stop-replication-consistency-group":      control.ActionStop,
@@ -35,12 +35,7 @@ func readAction(body *rest.Object) (control.Action, []control.Extend, error) {
 		return action, ext, body.Err()
 	}
 	o := body.OptObject(key)
-	if action == control.ActionFailover && o.Err() == nil && o.Has("force") {
-		// A forced failover may lose writes: it is done as asked or refused, never as a plain one.
-		if o.NeedBool("force") {
-			o.Fail(rest.NotImplemented("a forced failover is not available: a failover takes place only while the " +
-				"secondary has every acknowledged write; nothing was changed"))
-		}
+	if action == control.ActionFailover && o.Err() == nil && o.Has("force") { // false: see readForce
 		o.Only("force")
 	} else {
 		o.Only()
@@ -139,6 +134,16 @@ func (a *api) action(w http.ResponseWriter, r *rest.Request) error {
 		}
 		return rest.WriteEmpty(w, http.StatusOK)
 	}
+	if token, ok, err := readForce(body); ok || err != nil {
+		if err != nil {
+			return err
+		}
+		r.Action = keyFailover + " by force"
+		if err := a.svc.ForceFailover(r.Context(), r.Caller, groupID(r), token); err != nil {
+			return err
+		}
+		return rest.WriteEmpty(w, http.StatusOK)
+	}
 	action, ext, err := readAction(body)
 	if err != nil {
 		return err
@@ -158,6 +163,8 @@ type historyView struct {
 	What      string `json:"what"`
 	By        string `json:"by"`
 	RequestID string `json:"request_id,omitempty"`
+	// Receipt is what a forced failover was told to lose, or lost.
+	Receipt *receiptView `json:"receipt,omitempty"`
 }
 
 // history is an extension: what happened to a group.
@@ -168,7 +175,12 @@ func (a *api) history(w http.ResponseWriter, r *rest.Request) error {
 	}
 	out := make([]historyView, 0, len(entries))
 	for _, e := range entries {
-		out = append(out, historyView{zoned(e.At), uint64(e.Epoch), e.What, e.By, e.RequestID})
+		v := historyView{At: zoned(e.At), Epoch: uint64(e.Epoch), What: e.What, By: e.By, RequestID: e.RequestID}
+		if e.Receipt != nil {
+			receipt := viewReceipt(*e.Receipt)
+			v.Receipt = &receipt
+		}
+		out = append(out, v)
 	}
 	return rest.WriteJSON(w, http.StatusOK, map[string]any{"history": out})
 }

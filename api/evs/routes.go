@@ -42,6 +42,9 @@ func Routes(svc control.Service) []rest.Route {
 	v2(http.MethodPost, groups+"/{id}/action", a.action)
 	v2(http.MethodGet, groups+"/{id}/history", a.history)
 	v2(http.MethodGet, groups+"/{id}/explain", a.explain)
+	v2(http.MethodGet, groups+"/{id}/failover-preview", a.failoverPreview)
+	v2(http.MethodGet, groups+"/{id}/divergence-images", a.divergenceImages)
+	v2(http.MethodDelete, groups+"/{id}/divergence-images/{image_id}", a.deleteDivergenceImage)
 
 	v2(http.MethodGet, "/os-lockstep-nodes", a.nodes)
 	v2(http.MethodPost, "/os-lockstep-store-recovery", a.recoverStore)
