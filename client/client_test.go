@@ -49,6 +49,16 @@ func TestRequests(t *testing.T) {
 		`POST /v2/p1/os-vendor-replication-consistency-groups/g/action {"os-failover-replication-consistency-group":null}`: {200, func(ctx context.Context, c *Client) error {
 			return c.Act(ctx, "g", ActionFailover)
 		}},
+		`POST /v2/p1/os-vendor-replication-consistency-groups/g/action {"os-failover-replication-consistency-group":{"force":true,"token":"7-1-ab"}}`: {200, func(ctx context.Context, c *Client) error {
+			return c.ForceFailover(ctx, "g", "7-1-ab")
+		}},
+		`GET /v2/p1/os-vendor-replication-consistency-groups/g/failover-preview `: {200, func(ctx context.Context, c *Client) error {
+			_, err := c.FailoverPreview(ctx, "g")
+			return err
+		}},
+		`DELETE /v2/p1/os-vendor-replication-consistency-groups/g/divergence-images/7 `: {202, func(ctx context.Context, c *Client) error {
+			return c.DeleteDivergenceImage(ctx, "g", "7")
+		}},
 		`POST /v2/p1/os-vendor-replication-consistency-groups/g/action {"os-extend-replication-volumes":{"replications":[{"id":"p","new_size":3}]}}`: {200, func(ctx context.Context, c *Client) error {
 			return c.ExtendPairs(ctx, "g", []Growth{{"p", 3}})
 		}},

@@ -73,6 +73,8 @@ type HistoryEntry struct {
 	What      string `json:"what"`
 	By        string `json:"by"`
 	RequestID string `json:"request_id,omitempty"`
+	// Receipt is what a forced failover was told to lose, or lost.
+	Receipt *ForcedReceipt `json:"receipt,omitempty"`
 }
 
 // History lists what happened to a group, the oldest first.

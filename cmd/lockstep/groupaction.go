@@ -72,11 +72,18 @@ the group was synchronized again. It is effective when the command returns.`,
 }
 
 func (a *app) groupFailover() *cobra.Command {
-	return a.groupVerb(groupVerb{
+	return a.forcible(a.groupVerb(groupVerb{
 		use: "failover", short: "Make the secondary zone the primary because the primary is lost", action: client.ActionFailover,
 		long: `Makes the secondary zone the primary. It is for the loss of the primary zone: the
 old primary is fenced, and no write that was acknowledged is lost. It is refused
-(exit code 4) unless the secondary is in sync. For a planned change use switchover.`,
+(exit code 4) unless the secondary is in sync. For a planned change use switchover.
+
+If the group is not in sync and the primary zone is lost for good, --force fails over
+to the last consistent image of the other zone. WRITES THAT WERE ACKNOWLEDGED ARE LOST
+then: failover-preview says which, and its token has to be quoted. It ends when every
+old primary node has confirmed that it stopped; for one that is dead an operator has
+to say that its host is powered off (confirm-node-off). What the old primary alone had
+is kept as a divergence image when it returns.`,
 		warn: func(g client.Group) []string {
 			return []string{
 				fmt.Sprintf("Group %s (%s): the zone other than %s becomes the primary.", g.ID, orDash(printable(deref(g.Name))), g.PriorityStation),
@@ -85,7 +92,7 @@ old primary is fenced, and no write that was acknowledged is lost. It is refused
 			}
 		},
 		done: func(_, now client.Group) bool { return now.Status == "failovered" },
-	})
+	}))
 }
 
 func (a *app) groupSwitchover() *cobra.Command {
@@ -112,7 +119,9 @@ func (a *app) groupReprotect() *cobra.Command {
 		long: `After a failover, once the lost zone is back: it becomes the secondary, what differs
 is copied to it, and from "active" on the group is protected again. Stop servers
 there that still use the disks; what only they had written after the failover's
-point is overwritten.`,
+point is overwritten. After a forced failover it waits until the returned zone has
+kept what it alone had as a divergence image; if its pools have no room for that, it
+is refused.`,
 		done: func(_, now client.Group) bool { return activeGroup(now) },
 	})
 }
