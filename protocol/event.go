@@ -154,7 +154,10 @@ func (e BatchDone) apply(c *Core) {
 	}
 	switch c.batchKind {
 	case batchAdopt, batchAnnounce:
-		c.finishAnnounces(epoch, e.Err)
+		// A batch of another kind has done less than an announcement asks for: no recovery point.
+		if c.batchKind == batchAnnounce || e.Err != nil {
+			c.finishAnnounces(epoch, e.Err)
+		}
 		if e.Err != nil {
 			c.batchFailed(epoch, e)
 			return

@@ -263,3 +263,21 @@ func TestDiscardImage(t *testing.T) {
 	n := r.DiscardImage(3).DiscardImage(7).DiscardImage(3)
 	expect(t, slices.Equal(n.Discard, []lockstep.Epoch{3, 7}) && n.Forced.Waived && !r.Forced.Waived && n.Epoch == r.Epoch, n)
 }
+
+// Goal: an old primary that demotes straight into the copying epoch of a reprotect confirms its
+// announcement only with a recovery point, also if that comes while it demotes. [F13] (R40)
+func TestAnnouncementDuringDemotionSetsThePoint(t *testing.T) {
+	copying := rec(StateCopying, false, fenced, failedOver, func(r *Record) { r.Epoch, r.FailedOver = 12, false })
+	b := newBench(t, p1, "az1", "bp1", savedAs(RolePrimary, rec(StateNormal, true), "bp1"))
+	demotes := must[Batch](b, b.reads(copying))
+	mustNot[AnnounceOut](b, b.c.Step(AnnounceIn{Record: copying, Conn: 1}))
+	acts := b.does(demotes)
+	mustNot[AnnounceOut](b, acts)
+	batch := must[Batch](b, acts)
+	if have, want := kinds(batch), "fence flush set-point save "; have != want {
+		t.Fatalf("have %q, want %q", have, want)
+	}
+	if out := must[AnnounceOut](b, b.does(batch)); !out.OK {
+		t.Fatal("not confirmed at last")
+	}
+}

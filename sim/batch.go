@@ -96,7 +96,11 @@ func (p *process) durable(s protocol.Durable, done func(error)) {
 			p.after(0, ok)
 			return
 		}
-		p.after(p.lastGrant+leaseTTLMs+leaseDriftMs-w.now, ok)
+		granted := p.lastGrant
+		if s.Store && !w.opt.Break.NoStoreWait {
+			granted = w.now
+		}
+		p.after(granted+leaseTTLMs+leaseDriftMs-w.now, ok)
 	case protocol.MarkAllDirty:
 		p.after(w.latency(), func() {
 			p.eachVol(s.Pairs, func(pv *pvol) {
@@ -141,6 +145,10 @@ func (p *process) durable(s protocol.Durable, done func(error)) {
 			p.eachVol(nil, func(pv *pvol) { pv.v.point = nil })
 			done(nil)
 		})
+	case protocol.RollBack:
+		p.rollBack(s, done)
+	case protocol.KeepImage:
+		p.keepImage(s, done)
 	default:
 		panic("sim: a step of a batch that the shell does not know")
 	}

@@ -88,7 +88,9 @@ func (t *truth) ackedAt(w *world, pv *pvol, id wid) {
 
 // recordChanged notes the moment from which a secondary's image may fall behind.
 func (t *truth) recordChanged(old, now protocol.Record) {
-	if old.InSync && !now.InSync && !now.FailedOver {
+	// An old primary that confirmed nothing may have written on alone, unacknowledged.
+	confirmed := !now.FailedOver || now.Fenced
+	if old.InSync && !now.InSync && confirmed {
 		t.haveOut = true
 		t.atOut = make([][blocksPerVolume][]wid, len(t.may))
 		for i := range t.may {
@@ -97,7 +99,7 @@ func (t *truth) recordChanged(old, now protocol.Record) {
 			}
 		}
 	}
-	if now.InSync || now.FailedOver {
+	if now.InSync || !confirmed || now.Forced != nil && now.State != protocol.StateFailovering {
 		t.haveOut = false
 	}
 }

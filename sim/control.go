@@ -32,6 +32,8 @@ func (w *world) operations(name string) *operation {
 		return simple(protocol.Record.Reverse)
 	case "undo":
 		return simple(func(r protocol.Record) (protocol.Record, error) { return r.UndoReverse("it took too long") })
+	case "force":
+		return simple(func(r protocol.Record) (protocol.Record, error) { return r.ForceFailover(r.Epoch) })
 	case "back-out":
 		return &operation{name: name, do: backOut}
 	}
@@ -178,6 +180,14 @@ func (w *world) randomOperations() {
 		}
 	case FocusPause:
 		name = [...]string{"sync", "pause"}[w.rng.IntN(2)]
+	case FocusForced:
+		name = [...]string{"pause", "sync", "force", "force", "strict", "failover"}[w.rng.IntN(6)]
+		if !r.InSync && r.State != protocol.StateFailovering && w.chance(60) {
+			name = [...]string{"force", "force", "sync"}[w.rng.IntN(3)]
+		}
+		if r.State == protocol.StateFailovering && w.chance(60) {
+			name = [...]string{"node-off", "node-off", "back-out"}[w.rng.IntN(3)]
+		}
 	case FocusOperator:
 		if w.chance(60) {
 			name = operatorOps[w.rng.IntN(len(operatorOps))]
@@ -189,6 +199,9 @@ func (w *world) randomOperations() {
 			name = "node-off"
 		}
 	case FocusNone:
+		if !r.InSync && !r.FailedOver && w.chance(15) {
+			name = "force"
+		}
 		if w.chance(8) || r.State == protocol.StateTripping && w.chance(20) {
 			name = operatorOps[w.rng.IntN(len(operatorOps))]
 		}

@@ -37,6 +37,7 @@ type vol struct {
 	dirty         [blocksPerVolume]bool
 	dirtyDurable  [blocksPerVolume]bool
 	point         *point
+	images        map[lockstep.Epoch]image // divergence images
 	failed        bool
 	applyNotUntil int64 // secondary: frames are applied in order
 }

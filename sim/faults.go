@@ -40,6 +40,9 @@ func (w *world) injectFaults(pl plan) {
 	case FocusOperator:
 		// One of: process, cut between nodes, store away for one node, host.
 		k = [...]int{0, 5, 5, 14, 14, 25}[w.rng.IntN(6)]
+	case FocusForced:
+		// One of: process, cut between nodes, store away for one node, host, a site that is lost.
+		k = [...]int{0, 5, 5, 14, 18, 25}[w.rng.IntN(6)]
 	case FocusNone:
 	}
 	switch {

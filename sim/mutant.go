@@ -23,5 +23,9 @@ type Mutant struct {
 	UnrepairedServed  bool // requests do not wait for the repair of their region
 	UnrepairedCleared bool // write intent of a region is cleared before its repair
 	OffUntrue         bool // an operator says that a node is off that runs
+	NoRollBack        bool // a secondary goes into a forced failover with its recovery point forgotten
+	NoKeep            bool // what a side had that lost a forced failover is not kept
+	ForcedUnfenced    bool // a forced failover waits for no word of the old primary
+	NoStoreWait       bool // a new primary does not wait for what the store gave the old one
 	StrictIgnored     bool // the strict policy needs no lease from the store
 }

@@ -30,6 +30,10 @@ func TestMutants(t *testing.T) {
 		{name: "intent of unrepaired regions cleared", brk: Mutant{UnrepairedCleared: true}},
 		{name: "a running node said to be off", brk: Mutant{OffUntrue: true}, focus: FocusOperator},
 		{name: "strict ignored", brk: Mutant{StrictIgnored: true}, focus: FocusOperator},
+		{name: "no roll-back before a forced failover", brk: Mutant{NoRollBack: true}, focus: FocusForced},
+		{name: "no divergence image", brk: Mutant{NoKeep: true}, focus: FocusForced},
+		{name: "forced failover without the old primary's word", brk: Mutant{ForcedUnfenced: true}, focus: FocusForced},
+		{name: "no wait for the store's lease", brk: Mutant{NoStoreWait: true}, focus: FocusForced},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			for seed := uint64(1); seed <= bound; seed++ {

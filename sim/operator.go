@@ -65,6 +65,12 @@ func (w *world) advance(v view, patience bool) (protocol.Record, []lockstep.Node
 			answers[id] = protocol.Answer{Group: v.rec.Group, Node: id, Epoch: v.rec.Epoch, Step: protocol.StepFenced}
 		}
 	}
+	if w.opt.Break.ForcedUnfenced && v.rec.State == protocol.StateFailovering && v.rec.Forced != nil {
+		answers = maps.Clone(answers)
+		for _, id := range v.rec.PrimaryNodes() {
+			answers[id] = protocol.Answer{Group: v.rec.Group, Node: id, Epoch: v.rec.Epoch, Step: protocol.StepHeld}
+		}
+	}
 	return protocol.Advance(v.rec, answers, patience)
 }
 

@@ -41,6 +41,9 @@ func (w *world) buildRandom() {
 			pairs[i][1] = w.rng.IntN(ns)
 		}
 	}
+	if w.opt.Focus == FocusForced {
+		np, ns, count, slow = 1+w.rng.IntN(2), 1+w.rng.IntN(2), 2+w.rng.IntN(2), 40
+	}
 	w.lateness = w.between(3, 25)
 	w.build(np, ns, pairs)
 	w.startClients(1+w.rng.IntN(2), 1, w.between(10, slow))

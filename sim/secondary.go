@@ -70,6 +70,7 @@ func (p *process) onFrame(c *conn, f frame, answer func(any)) {
 		answer(frameReply{disk: true})
 		return
 	}
+	p.w.overwritten(pv.v, saved.Record)
 	a := &applying{from: c.dial.n.id, session: c.session, epoch: f.epoch}
 	p.applies = append(p.applies, a)
 	at := max(p.w.now+p.w.latency()/2, pv.v.applyNotUntil)

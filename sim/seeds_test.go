@@ -55,6 +55,8 @@ func options(seed uint64) Options {
 		return o
 	}
 	switch seed % 8 {
+	case 1:
+		o.Focus = FocusForced
 	case 3:
 		o.Focus = FocusFailover
 	case 5:
@@ -85,4 +87,9 @@ func (s *Stats) add(o Stats) {
 	s.AcceptedLosses += o.AcceptedLosses
 	s.StrictServed += o.StrictServed
 	s.StrictWaits += o.StrictWaits
+	s.Forced += o.Forced
+	s.ForcedStrict += o.ForcedStrict
+	s.RollBacks += o.RollBacks
+	s.Kept += o.Kept
+	s.WritesGivenUp += o.WritesGivenUp
 }

@@ -136,6 +136,7 @@ func (w *world) committed(old, now protocol.Record, who string) {
 	}
 	w.truth.epochs(w, old, now)
 	w.truth.acceptedLoss(w, old, now)
+	w.truth.forcedOver(w, old, now)
 	w.truth.recordChanged(old, now)
 	if now.Epoch < old.Epoch {
 		w.fail("the record's epoch went back from %d to %d", old.Epoch, now.Epoch)

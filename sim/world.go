@@ -57,6 +57,7 @@ const (
 	FocusFailover       // failovers and reprotects while nodes are cut from the store
 	FocusPause          // processes restart and links are cut while users pause and go on
 	FocusOperator       // primary nodes are cut from the store, or die, while operators step in
+	FocusForced         // out of sync, or in the middle of copying, sites are lost and users force failovers
 )
 
 // Result is what a run found.
@@ -75,6 +76,7 @@ type Stats struct {
 	Acks, Reads, Trips, WaysBack, Syncs, InSyncs, Failovers, Reverses, BackOuts, Renewals, Aborts int
 	TakeBacks, Repairs, LossyReboots, SaidOff                                                     int
 	Continued, AcceptedLosses, StrictServed, StrictWaits                                          int
+	Forced, ForcedStrict, RollBacks, Kept, WritesGivenUp                                          int
 }
 
 type world struct {
