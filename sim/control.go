@@ -121,7 +121,9 @@ func (c *controller) decide(v view) (protocol.Record, []lockstep.NodeID, *operat
 		c.epoch, c.state, c.since = v.rec.Epoch, v.rec.State, w.now
 	}
 	lasted := w.now - c.since
-	if next, used, ok := w.advance(v, lasted > 6000); ok {
+	// How long a strict old primary is asked before it is not waited for is a matter of configuration.
+	patience := lasted > 6000 || v.rec.Forced != nil && lasted > 200
+	if next, used, ok := w.advance(v, patience); ok {
 		return next, used, nil, true
 	}
 	w.wanted = slices.DeleteFunc(w.wanted, func(o *operation) bool { return o.until < w.now })
@@ -184,6 +186,10 @@ func (w *world) randomOperations() {
 		name = [...]string{"pause", "sync", "force", "force", "strict", "failover"}[w.rng.IntN(6)]
 		if !r.InSync && r.State != protocol.StateFailovering && w.chance(60) {
 			name = [...]string{"force", "force", "sync"}[w.rng.IntN(3)]
+			if name == "sync" && w.chance(70) { // in the middle of copying
+				w.want("sync", 1500)
+				name = "force"
+			}
 		}
 		if r.State == protocol.StateFailovering && w.chance(60) {
 			name = [...]string{"node-off", "node-off", "back-out"}[w.rng.IntN(3)]

@@ -45,6 +45,9 @@ func (w *world) buildRandom() {
 		np, ns, count, slow = 1+w.rng.IntN(2), 1+w.rng.IntN(2), 2+w.rng.IntN(2), 40
 	}
 	w.lateness = w.between(3, 25)
+	if w.opt.Focus == FocusForced {
+		w.lateness = w.between(5, 60)
+	}
 	w.build(np, ns, pairs)
 	w.startClients(1+w.rng.IntN(2), 1, w.between(10, slow))
 }
