@@ -295,7 +295,7 @@ func TestJudgeFindsWrongCommandLines(t *testing.T) {
 	all := commands(t)
 	for line, ok := range map[string]bool{
 		"lockstep group failover shop --yes --wait":               true,
-		"lockstep group failover shop --force":                    false,
+		"lockstep group failover shop --forced":                   false,
 		"lockstep group failover shop other":                      false,
 		"lockstep group nope shop":                                false,
 		"lockstep nope":                                           false,

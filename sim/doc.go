@@ -20,8 +20,11 @@
 //   - a volume fails for good;
 //   - an operator continues a trip, says that a dead node is off, gives a secondary up rightly or wrongly, or changes the policy.
 //
-// Not simulated: pairs that join or leave, volumes that grow (of both only the epoch is), and
-// forced failovers; of the strict policy it is checked that no answer outlasts the store's lease.
+// Forced failovers are simulated with them, out of pauses, trips and the middle of copying: what they
+// serve has everything that was acknowledged in sync, and what was lost is kept before it is overwritten.
+//
+// Not simulated: pairs that join or leave, and volumes that grow (of both only the epoch is); of the
+// strict policy it is checked that no answer outlasts the store's lease.
 //
 // A failing seed is run again with its story switched on, so that a run without failure pays
 // nothing for it.

@@ -47,7 +47,7 @@ func TestSeeds(t *testing.T) {
 	t.Logf("%d seeds, %d events: %+v", *seedCount, events, sum)
 }
 
-// options gives every fourth seed a narrower kind of trouble.
+// options gives every second seed a narrower kind of trouble.
 func options(seed uint64) Options {
 	o := Options{Seed: seed}
 	if *focus >= 0 {
