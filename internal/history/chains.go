@@ -41,6 +41,10 @@ func (c *Chains) Acknowledged() uint64 { return c.total.Load() }
 // Newest is the newest acknowledged write of a chain.
 func (c *Chains) Newest(chain int) uint64 { return c.acked[chain].Load() }
 
+// SetNewest makes write k the newest acknowledged one of a chain: an image to which everything went
+// back may lack those after it.
+func (c *Chains) SetNewest(chain int, k uint64) { c.acked[chain].Store(k) }
+
 // Longest is the longest time that a write took to be acknowledged, since the last call of it.
 func (c *Chains) Longest() time.Duration { return time.Duration(c.longest.Swap(0)) }
 

@@ -19,7 +19,7 @@ import (
 // counts is what of each chain was acknowledged.
 func (c *chains) counts() (n [chainCount]uint64) {
 	for i := range n {
-		n[i] = c.acked[i].Load()
+		n[i] = c.Newest(i)
 	}
 	return n
 }
@@ -40,7 +40,7 @@ func (c *chains) cut(g *group, disks [2]block.Device, low, high [chainCount]uint
 		for disk := range image {
 			for slot := range chainSlots {
 				at := (chain*chainSlots + slot) * blockSize
-				if k, err := parse(image[disk][at:at+blockSize], chain); err == nil {
+				if k, err := c.Parse(image[disk][at:at+blockSize], disk, chain); err == nil {
 					newest = max(newest, k)
 				}
 			}
@@ -48,9 +48,9 @@ func (c *chains) cut(g *group, disks [2]block.Device, low, high [chainCount]uint
 		if newest < low[chain] || newest > high[chain] {
 			g.t.Errorf("chain %d: the newest write is %d; %d was acknowledged while in sync, and %d when replication had stopped", chain, newest, low[chain], high[chain])
 		}
-		c.acked[chain].Store(newest)
+		c.SetNewest(chain, newest)
 	}
-	if err := c.judge(image); err != nil {
+	if err := c.Judge(image[:]); err != nil {
 		g.t.Fatalf("the image is no consistent cut: %v", err)
 	}
 }
@@ -88,7 +88,7 @@ func TestAForcedFailoverInTheMiddleOfAResyncServesOneCut(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(2))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 1000)
 
@@ -110,7 +110,7 @@ func TestAForcedFailoverInTheMiddleOfAResyncServesOneCut(t *testing.T) {
 	}
 
 	for _, m := range d.members("az2") {
-		w.replication[m].limit(3 << 20)
+		w.replication[m].Limit(3 << 20)
 	}
 	g.act(client.ActionSync)
 	middle := func() {
@@ -205,7 +205,7 @@ func TestAForcedFailoverInTheMiddleOfAResyncServesOneCut(t *testing.T) {
 	c.run(disks)
 	c.progress(g, patience, 500)
 	for _, m := range d.members("az2") {
-		w.replication[m].limit(0)
+		w.replication[m].Limit(0)
 	}
 	d.start(d.members("az1")...)
 	d.untilAlive(d.members("az1")...)
@@ -232,7 +232,7 @@ func TestAForcedFailoverInTheMiddleOfAResyncServesOneCut(t *testing.T) {
 	}
 	c.run(disks)
 	c.progress(g, patience, 300)
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 	g.sameAsKept(g.images(2)) // whatever was written since
 
 	d.cli("group", "divergence", "delete", g.id, image.ID, "--yes")
@@ -299,11 +299,11 @@ func TestAForcedFailoverStopsAnOldPrimaryThatLives(t *testing.T) {
 	w := d.wired()
 	g := d.syncedGroup(d.pair(1), d.pair(1))
 	disks := g.disks("az1")
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 500)
 	low := c.counts()
-	w.replication[node("az2", 1)].sever()
+	w.replication[node("az2", 1)].Sever()
 	g.until(30*time.Second, "available", "inactive", "5")
 	high := c.counts() // what was acknowledged alone by now included
 	for i := range high {
@@ -361,20 +361,20 @@ func TestAForcedFailoverStopsAnOldPrimaryThatLives(t *testing.T) {
 			}
 		}
 	}
-	var alone chains
+	alone := newChains()
 	for i := range after {
-		alone.acked[i].Store(after[i])
+		alone.SetNewest(i, after[i])
 	}
 	if err := alone.inspect(d.ctx, old); err != nil {
 		t.Errorf("the divergence image lacks what the old primary had acknowledged: %v", err)
 	}
 	closeAll(old)
-	w.replication[node("az2", 1)].join()
-	w.replication[node("az1", 1)].join()
+	w.replication[node("az2", 1)].Join()
+	w.replication[node("az1", 1)].Join()
 	c.run(disks)
 	d.eventually(patience, "reprotect is taken", func() error { return g.c.Act(g.ctx, g.id, client.ActionReprotect) })
 	g.untilActive()
-	flushAndCompare(g, &c, disks)
+	flushAndCompare(g, c, disks)
 }
 
 func deref(s *string) string {

@@ -62,7 +62,7 @@ func TestAVerificationUnderLoadFindsAndRepairsWhatChangedBehindItsBack(t *testin
 	if err := disks[0].WriteAt(d.ctx, data, 64<<20, false); err != nil {
 		t.Fatal(err)
 	}
-	var c chains
+	c := newChains()
 	c.run(disks)
 	c.progress(g, patience, 200)
 
