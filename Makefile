@@ -19,12 +19,12 @@ SEEDS         ?= 500
 SEED          ?=
 FUZZTIME      ?= 10s
 # What tests use, and the packages of Debian that have it.
-TOOLS         := qemu-img qemu-io fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4
-APT_PACKAGES  := qemu-utils fio nbdkit libnbd-bin jq python3-openstackclient xfsprogs e2fsprogs
+TOOLS         := qemu-img qemu-io fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4 spin gcc
+APT_PACKAGES  := qemu-utils fio nbdkit libnbd-bin jq python3-openstackclient xfsprogs e2fsprogs spin gcc libc6-dev
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build dev demo torture deps lint fmt unit long sim e2e failover-time soak test fuzz generate check clean
+.PHONY: help build dev demo torture deps lint fmt unit long model sim e2e failover-time soak test fuzz generate check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -81,6 +81,10 @@ unit: ## unit tests, with the race detector, but for the longest
 long: ## what unit leaves out because it takes longer
 	$(GO) test -tags invariants -timeout 5m $(LONG_PACKAGES)
 
+MODEL_SET ?= all
+model: ## check the protocol's models with spin; MODEL_SET=ci for a few minutes' part of it
+	model/run -s $(MODEL_SET) -j $$(nproc)
+
 sim: ## simulation: SEEDS=n for so many runs, SEED=x to repeat one
 ifneq ($(SIM_PACKAGES),)
 	$(GO) test -tags invariants -timeout 10m -count=1 ./sim $(if $(SEED),-v -seed $(SEED),-seeds $(SEEDS))
@@ -105,8 +109,8 @@ soak: build ## random faults on real processes for SOAK
 	LOCKSTEP_BIN=$(CURDIR)/bin/lockstep $(GO) test ./test/e2e -run AnySequence -random $(SOAK) -v -count=1 -timeout 0
 
 # One after the other, whatever -j says: they share the machine's cores.
-test: ## everything: deps, lint, unit, long, sim, e2e
-	@for step in deps lint unit long sim e2e; do $(MAKE) --no-print-directory $$step; done
+test: ## everything: deps, lint, unit, long, model, sim, e2e
+	@for step in deps lint unit long model sim e2e; do $(MAKE) --no-print-directory MODEL_SET=ci $$step; done
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for pkg in $$($(GO) list ./...); do \
