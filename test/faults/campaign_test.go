@@ -1,17 +1,14 @@
 package faults
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/lockstep-dr/lockstep/block"
 	"github.com/lockstep-dr/lockstep/client"
 	"github.com/lockstep-dr/lockstep/test/rig"
 )
@@ -22,20 +19,20 @@ type campaign struct {
 	g      *rig.Group
 	rnd    *rand.Rand
 	chains *rig.Chains
+	roam   *rig.Roamers
 	zone   string // where the primary is
 	table  []*tally
-	began  time.Time // of this round
-	events []string  // of this round, for a failed test's output
-	mu     sync.Mutex
+	events []string // of this round, for a failed test's output
 }
 
 // tally is a row of the table at the end.
 type tally struct {
-	kind                string
-	rounds              int
-	settle, total       []time.Duration // until the group was active again; the whole round
-	failovers           []time.Duration
-	requests, responses uint64
+	kind          string
+	rounds        int
+	settle, total []time.Duration // until the group was active again; the whole round
+	failovers     []time.Duration
+	writes        uint64 // of chains, acknowledged
+	requests      uint64 // of roamers, answered
 }
 
 func newCampaign(t *testing.T) *campaign {
@@ -48,7 +45,7 @@ func newCampaign(t *testing.T) *campaign {
 	c := newCluster(t, seed)
 	// Every node has a part of the group, and the nodes of a zone share secondaries.
 	g := rig.NewGroup(t, c, [2]string{"az1-1", "az2-1"}, [2]string{"az1-2", "az2-2"}, [2]string{"az1-2", "az2-1"})
-	x := &campaign{cluster: c, g: g, rnd: rand.New(rand.NewPCG(seed, 1)), chains: rig.NewChains(len(g.Pairs)), zone: "az1"}
+	x := &campaign{cluster: c, g: g, rnd: rand.New(rand.NewPCG(seed, 1)), chains: rig.NewChains(len(g.Pairs)), roam: rig.NewRoamers(seed), zone: "az1"}
 	x.chains.FlushEvery, x.chains.FUAEvery = 40, 17
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -60,14 +57,12 @@ func newCampaign(t *testing.T) *campaign {
 }
 
 func (x *campaign) say(format string, args ...any) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
 	x.events = append(x.events, time.Now().UTC().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
-// pause lets time pass in which the load goes on.
+// pause lets a quarter to the whole of a time pass, in which the load goes on.
 func (x *campaign) pause(atMost time.Duration) {
-	t := time.NewTimer(time.Duration(x.rnd.Int64N(int64(atMost))))
+	t := time.NewTimer(atMost/4 + time.Duration(x.rnd.Int64N(int64(atMost*3/4))))
 	<-t.C
 }
 
@@ -86,11 +81,12 @@ func (x *campaign) row(kind string) *tally {
 func (x *campaign) round(kind string, hurt func(*tally)) {
 	x.t.Helper()
 	row := x.row(kind)
-	x.began, x.events = time.Now(), nil
+	began, writes, requests := time.Now(), x.chains.Total(), x.answered()
+	x.events = nil
 	x.say("%s; the primary is in %s", kind, x.zone)
 	disks := x.g.Open(rig.Patience, x.zone)
 	x.chains.Run(disks)
-	roam := x.roam()
+	x.roam.Run(x.g, x.rnd.Uint64())
 	if err := x.chains.Progress(rig.Patience, 60); err != nil {
 		x.t.Fatalf("%s: before anything breaks: %v", kind, err)
 	}
@@ -104,13 +100,19 @@ func (x *campaign) round(kind string, hurt func(*tally)) {
 	if err := x.chains.Stop(rig.Patience); errors.Is(err, rig.ErrUnanswered) {
 		x.t.Fatalf("%s: %v", kind, err)
 	}
-	requests, responses := roam.stop()
+	if err := x.roam.Stop(rig.Patience); err != nil {
+		x.t.Fatalf("%s: %v", kind, err)
+	}
 	rig.Close(disks)
 	x.zone = x.g.Settle(rig.Patience)
 	x.check(kind)
-	row.rounds, row.requests, row.responses = row.rounds+1, row.requests+requests, row.responses+responses
-	row.total = append(row.total, time.Since(x.began))
+	row.rounds++
+	row.writes += x.chains.Total() - writes
+	row.requests += x.answered() - requests
+	row.total = append(row.total, time.Since(began))
 }
+
+func (x *campaign) answered() uint64 { return x.roam.Answered("az1") + x.roam.Answered("az2") }
 
 // heal undoes everything that is broken, in an order of its own.
 func (x *campaign) heal() {
@@ -139,6 +141,9 @@ func (x *campaign) check(kind string) {
 	if err := x.chains.Inspect(x.ctx, disks); err != nil {
 		x.t.Fatalf("%s, image in %s: %v", kind, x.zone, err)
 	}
+	if err := x.roam.Check(x.ctx, disks); err != nil {
+		x.t.Fatalf("%s: the history is not that of a disk: %v", kind, err)
+	}
 	for i, d := range disks {
 		if err := d.Flush(x.ctx); err != nil {
 			x.t.Fatalf("%s: flush of disk %d: %v", kind, i, err)
@@ -160,7 +165,7 @@ func (x *campaign) act(a client.Action) {
 // report is the table, worst times included.
 func (x *campaign) report() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-46s %6s %9s %9s %9s %9s %10s\n", "fault", "rounds", "requests", "answered", "settle max", "round avg", "failover max")
+	fmt.Fprintf(&b, "%-46s %6s %9s %9s %10s %9s %12s\n", "fault", "rounds", "writes", "requests", "settle max", "round avg", "failover max")
 	longest := func(list []time.Duration) string {
 		if len(list) == 0 {
 			return "-"
@@ -174,26 +179,11 @@ func (x *campaign) report() string {
 			sum += d
 		}
 		rounds += r.rounds
-		fmt.Fprintf(&b, "%-46s %6d %9d %9d %10s %9s %10s\n", r.kind, r.rounds, r.requests, r.responses, longest(r.settle),
+		fmt.Fprintf(&b, "%-46s %6d %9d %9d %10s %9s %12s\n", r.kind, r.rounds, r.writes, r.requests, longest(r.settle),
 			(sum / time.Duration(max(1, len(r.total)))).Round(10*time.Millisecond), longest(r.failovers))
 	}
-	fmt.Fprintf(&b, "%d rounds; %d writes of chains acknowledged; %d packets, %d of them lost", rounds, x.chains.Total(), x.net.carried.Load(), x.net.lost.Load())
+	h := x.roam.Recorder().Counts()
+	fmt.Fprintf(&b, "%d rounds; %d writes of chains acknowledged; history: %d reads, %d writes, %d flushes answered, %d writes not; %d packets, %d of them lost",
+		rounds, x.chains.Total(), h.Reads, h.Writes, h.Flushes, h.Open, x.net.carried.Load(), x.net.lost.Load())
 	return b.String()
 }
-
-// roamers are clients that write and read a few blocks at the same time, through any node that takes
-// them, and go to another when one fails.
-type roamers struct {
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-}
-
-func (x *campaign) roam() *roamers { return &roamers{cancel: func() {}} }
-
-func (r *roamers) stop() (requests, responses uint64) {
-	r.cancel()
-	r.wg.Wait()
-	return 0, 0
-}
-
-var _ = block.Device(nil)

@@ -50,7 +50,7 @@ type host struct {
 	net        *network
 	index      int
 	tun        *os.File
-	ns         *os.File    // the namespace
+	ns         *os.File // the namespace
 	to         []atomic.Pointer[link]
 	jobs       chan func() // run on a thread in the namespace that lasts as long as the host
 }

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -119,15 +120,15 @@ func (x *campaign) failoverOf(row *tally) {
 	took := x.g.Failover(failoverWithin)
 	row.failovers = append(row.failovers, took)
 	x.say("failed over after %s", took)
-	// The other side serves, and has everything, before anything heals.
-	there := x.g.Open(rig.Patience, rig.Other(x.zone))
-	defer rig.Close(there)
-	buf := make([]byte, rig.BlockBytes)
-	for i, d := range there {
-		if err := d.ReadAt(x.ctx, buf, 0); err != nil {
-			x.t.Fatalf("read of disk %d after the failover: %v", i, err)
+	// The other side serves, before anything heals.
+	there := rig.Other(x.zone)
+	goal := x.roam.Answered(there) + 100
+	rig.Poll(x.ctx, x.t, rig.Patience, "clients are served in "+there, func() error {
+		if have := x.roam.Answered(there); have < goal {
+			return fmt.Errorf("%d requests are missing", goal-have)
 		}
-	}
+		return nil
+	})
 	x.say("the other side serves")
 }
 
