@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"slices"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/block"
@@ -11,30 +12,86 @@ import (
 
 // ReadAt implements block.Device. What was read is given out only if, after it was read, the mode
 // is still the same, every write that overlapped is acknowledged, and, two-sided, the lease holds.
+// What such a write may have torn, by being applied at the same time, is read again: a block is as
+// it was before a write, or as after.
 func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := block.CheckRange(off, int64(len(p)), v.Size()); err != nil {
 		return err
 	}
-	ext := lockstep.Extent{Off: off, Len: int64(len(p))}
+	whole := lockstep.Extent{Off: off, Len: int64(len(p))}
 	for {
 		v.mu.Lock()
-		if err := v.admitRead(ctx, ext); err != nil {
+		if err := v.admitRead(ctx, whole); err != nil {
 			v.mu.Unlock()
 			return err
 		}
 		gen := v.gen
 		v.mu.Unlock()
-		if err := v.disk.ReadAt(p, off); err != nil {
-			return v.broken(err)
-		}
-		ok, err := v.settleRead(ctx, ext, gen)
-		if err != nil {
+		if ok, err := v.readWhole(ctx, p, whole, gen); ok || err != nil {
 			return err
 		}
-		if ok {
-			return nil
+	}
+}
+
+// readWhole reads, and again what was torn, and reports whether all of it may be given out.
+func (v *Volume) readWhole(ctx context.Context, p []byte, whole lockstep.Extent, gen uint64) (bool, error) {
+	for todo := []lockstep.Extent{whole}; len(todo) > 0; {
+		var torn []lockstep.Extent
+		for _, ext := range todo {
+			parts, err := v.readDisk(p[ext.Off-whole.Off:][:ext.Len], ext)
+			if err != nil {
+				return false, v.broken(err)
+			}
+			torn = append(torn, parts...)
+		}
+		for _, ext := range todo {
+			if ok, err := v.settleRead(ctx, ext, gen); !ok || err != nil {
+				return false, err
+			}
+		}
+		todo = torn
+	}
+	return true, nil
+}
+
+// read is a read of the disk under way, with the parts of it that a write may have torn.
+type read struct {
+	ext  lockstep.Extent
+	torn []lockstep.Extent
+}
+
+// readDisk reads, and tells which parts were written at the same time.
+func (v *Volume) readDisk(p []byte, ext lockstep.Extent) (torn []lockstep.Extent, err error) {
+	r := &read{ext: ext}
+	v.mu.Lock()
+	for _, o := range v.ops {
+		if o.submitted && !o.local {
+			r.tear(o.ext)
 		}
 	}
+	v.reads = append(v.reads, r)
+	v.mu.Unlock()
+	err = v.disk.ReadAt(p, ext.Off)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	i := slices.Index(v.reads, r)
+	v.reads = slices.Delete(v.reads, i, i+1)
+	return r.torn, err
+}
+
+// tear notes that a write to e is submitted now. Called with mu held.
+func (v *Volume) tear(e lockstep.Extent) {
+	for _, r := range v.reads {
+		r.tear(e)
+	}
+}
+
+func (r *read) tear(e lockstep.Extent) {
+	if !r.ext.Overlaps(e) {
+		return
+	}
+	from, to := max(r.ext.Off, e.Off), min(r.ext.End(), e.End())
+	r.torn = append(r.torn, lockstep.Extent{Off: from, Len: to - from})
 }
 
 // admitRead waits until the mode takes requests to the range.

@@ -45,6 +45,7 @@ type Volume struct {
 	lease     *lease
 	draining  bool // held, but acknowledgements still count
 	ops       []*op
+	reads     []*read // of the disk, under way
 	bySeq     map[uint64]*op
 	submitted int           // local I/O under way
 	settled   chan struct{} // closed when submitted or ops shrink; nil: nobody waits
@@ -363,6 +364,7 @@ func (v *Volume) submit(o *op) (send bool, err error) {
 		default:
 			o.submitted = true
 			v.submitted++
+			v.tear(o.ext)
 			if v.mode == protocol.ModeOneSided {
 				v.setTodo(o.ext)
 			}

@@ -35,8 +35,15 @@ type bed struct {
 }
 
 func newBed(t testing.TB) *bed {
-	b := &bed{t: t, fs: vfs.NewMem()}
-	pool, err := disk.OpenPool("/pool", disk.Options{FS: b.fs, Logger: discard()})
+	fs := vfs.NewMem()
+	b := newBedOn(t, fs)
+	b.fs = fs
+	return b
+}
+
+func newBedOn(t testing.TB, fs vfs.FS) *bed {
+	b := &bed{t: t}
+	pool, err := disk.OpenPool("/pool", disk.Options{FS: fs, Logger: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}
