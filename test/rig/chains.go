@@ -32,6 +32,7 @@ type Chains struct {
 	disks  int
 	acked  [ChainCount]atomic.Uint64
 	stable [ChainCount]atomic.Uint64 // acknowledged before a flush of all disks began that succeeded
+	floor  [ChainCount]uint64        // what was there after the last loss of both sides' power, gaps and all
 	total  atomic.Uint64
 
 	// FlushEvery makes each chain flush all disks after so many writes; 0: never. FUAEvery makes every
@@ -178,29 +179,31 @@ func (c *Chains) Progress(within time.Duration, more uint64) error {
 // chain, at most one unacknowledged write of a chain is there, and none without all before it. Then
 // it sets the chains to go on after what is there.
 func (c *Chains) Inspect(ctx context.Context, disks []block.Device) error {
-	return c.inspect(ctx, disks, true)
+	_, err := c.inspect(ctx, disks, true)
+	return err
 }
 
 // InspectAfterPowerLoss judges an image that lost the page cache of both sides: what was flushed is
-// there, and nothing that was never written.
-func (c *Chains) InspectAfterPowerLoss(ctx context.Context, disks []block.Device) error {
+// there, and nothing that was never written. It tells how many acknowledged writes at the ends of the
+// chains are gone.
+func (c *Chains) InspectAfterPowerLoss(ctx context.Context, disks []block.Device) (lost int, err error) {
 	return c.inspect(ctx, disks, false)
 }
 
-func (c *Chains) inspect(ctx context.Context, disks []block.Device, exact bool) error {
+func (c *Chains) inspect(ctx context.Context, disks []block.Device, exact bool) (lost int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
 	image := make([][]byte, len(disks))
 	for i := range image {
 		image[i] = make([]byte, ChainBytes)
 		if err := disks[i].ReadAt(ctx, image[i], 0); err != nil {
-			return fmt.Errorf("read disk %d: %w", i, err)
+			return 0, fmt.Errorf("read disk %d: %w", i, err)
 		}
 	}
 	return c.judge(image, exact)
 }
 
-func (c *Chains) judge(image [][]byte, exact bool) error {
+func (c *Chains) judge(image [][]byte, exact bool) (lost int, err error) {
 	var errs []error
 	for chain := range ChainCount {
 		var newest uint64
@@ -224,15 +227,19 @@ func (c *Chains) judge(image [][]byte, exact bool) error {
 		if newest > acked+1 {
 			errs = append(errs, fmt.Errorf("chain %d: write %d is there, and only %d was acknowledged", chain, newest, acked))
 		}
-		if exact {
-			errs = append(errs, c.gaps(image, chain, newest, newest)...)
-		} else {
-			errs = append(errs, c.gaps(image, chain, newest, kept)...)
+		sure := newest
+		if !exact {
+			sure = kept
 		}
+		errs = append(errs, c.gaps(image, chain, newest, sure)...)
+		lost += int(acked - min(acked, newest))
 		c.acked[chain].Store(newest)
 		c.stable[chain].Store(min(c.stable[chain].Load(), newest))
+		if !exact {
+			c.floor[chain] = newest
+		}
 	}
-	return errors.Join(errs...)
+	return lost, errors.Join(errs...)
 }
 
 // gaps looks for writes up to sure that are not in their place although none that is there can have
@@ -241,7 +248,7 @@ func (c *Chains) gaps(image [][]byte, chain int, newest, sure uint64) []error {
 	var errs []error
 	window := uint64(c.disks * ChainSlots)
 	for k := newest; k > 0 && k+window > newest; k-- {
-		if k > sure {
+		if k > sure || k <= c.floor[chain] {
 			continue
 		}
 		disk, off := c.place(chain, k)

@@ -26,9 +26,10 @@ func TestChainsSeeWhatIsMissing(t *testing.T) {
 	if err := c.Inspect(ctx, disks); err != nil {
 		t.Fatalf("a good image: %v", err)
 	}
-	if err := c.InspectAfterPowerLoss(ctx, disks); err != nil {
-		t.Fatalf("a good image: %v", err)
+	if lost, err := c.InspectAfterPowerLoss(ctx, disks); err != nil || lost != 0 {
+		t.Fatalf("a good image: %d lost, %v", lost, err)
 	}
+	c.floor = [ChainCount]uint64{}
 	put := func(chain int, at, k uint64) (undo func()) {
 		t.Helper()
 		disk, off := c.place(chain, at)
@@ -59,9 +60,10 @@ func TestChainsSeeWhatIsMissing(t *testing.T) {
 		}
 		c.acked[3].Store(newest)
 		c.stable[3].Store(stable)
-		if err := c.InspectAfterPowerLoss(ctx, disks); (err != nil) != bad.power {
+		if _, err := c.InspectAfterPowerLoss(ctx, disks); (err != nil) != bad.power {
 			t.Errorf("%s, after a loss of power: %v", name, err)
 		}
+		c.floor = [ChainCount]uint64{}
 		c.acked[3].Store(newest)
 		c.stable[3].Store(stable)
 		undo()
