@@ -21,6 +21,8 @@ FUZZTIME      ?= 10s
 # What tests use, and the packages of Debian that have it.
 TOOLS         := qemu-img qemu-io fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4 spin gcc
 APT_PACKAGES  := qemu-utils fio nbdkit libnbd-bin jq python3-openstackclient xfsprogs e2fsprogs spin gcc libc6-dev
+TOOLS         := qemu-img qemu-io qemu-system-x86_64 fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4
+APT_PACKAGES  := qemu-utils qemu-system-x86 linux-image-cloud-amd64 fio nbdkit libnbd-bin jq python3-openstackclient xfsprogs e2fsprogs
 
 export CGO_ENABLED ?= 0
 
@@ -44,7 +46,8 @@ torture: build ## break a throw-away deployment for TIME (SEED=x for the same pl
 
 deps: ## install what tests and lint need, if it is missing
 	@export PATH="$$PATH:/usr/sbin:/sbin"; \
-	absent() { for tool in $(TOOLS); do command -v $$tool >/dev/null || echo $$tool; done | xargs; }; \
+	absent() { { for tool in $(TOOLS); do command -v $$tool >/dev/null || echo $$tool; done; \
+		compgen -G '/boot/vmlinuz-*-cloud-amd64' >/dev/null || echo linux-image-cloud-amd64; } | xargs; }; \
 	missing=$$(absent); \
 	if [[ -n "$$missing" ]]; then \
 		echo "missing: $$missing"; \
@@ -97,8 +100,7 @@ endif
 E2E_BUILD     ?=
 E2E_BIN       := $(CURDIR)/out/e2e/lockstep
 
-e2e: ## end-to-end tests against real processes, the demonstration included
-	$(GO) build -trimpath -tags invariants $(E2E_BUILD) -ldflags '-X main.version=$(VERSION)' -o $(E2E_BIN) ./cmd/lockstep
+e2e: e2e-bin ## end-to-end tests against real processes, the demonstration included
 	LOCKSTEP_BIN=$(E2E_BIN) $(GO) test -tags invariants -timeout 30m -count=1 -p 1 -parallel 2 $(E2E_PACKAGES)
 
 failover-time: build ## 20 rounds of losing a zone under load: median and maximum of the failover
@@ -107,6 +109,23 @@ failover-time: build ## 20 rounds of losing a zone under load: median and maximu
 SOAK ?= 10m
 soak: build ## random faults on real processes for SOAK
 	LOCKSTEP_BIN=$(CURDIR)/bin/lockstep $(GO) test ./test/e2e -run AnySequence -random $(SOAK) -v -count=1 -timeout 0
+
+# Faults of processes, network, disks and power. All need root, and end with a table of what was done.
+FAULTS = LOCKSTEP_BIN=$(E2E_BIN) $(GO) test -tags invariants -count=1 -v -timeout 0
+.PHONY: faults faults-long power e2e-bin
+e2e-bin:
+	$(GO) build -trimpath -tags invariants $(E2E_BUILD) -ldflags '-X main.version=$(VERSION)' -o $(E2E_BIN) ./cmd/lockstep
+
+faults: e2e-bin ## a few rounds of every kind of fault on three sites in network namespaces
+	$(FAULTS) ./test/faults $(SEED:%=-seed %) -kills 36 -partitions 19
+
+ROUNDS ?= 500
+faults-long: e2e-bin ## ROUNDS rounds of faults of processes, 2/5 as many of the network
+	$(FAULTS) ./test/faults -run 'Killed|Partitions' $(SEED:%=-seed %) -kills $(ROUNDS) -partitions $$(( $(ROUNDS) * 2 / 5 ))
+
+LOSSES ?= 20
+power: e2e-bin ## LOSSES losses of power of nodes in virtual machines
+	$(FAULTS) ./test/power $(SEED:%=-seed %) -losses $(LOSSES)
 
 # One after the other, whatever -j says: they share the machine's cores.
 test: ## everything: deps, lint, unit, long, model, sim, e2e

@@ -35,14 +35,14 @@ type tally struct {
 	requests      uint64 // of roamers, answered
 }
 
-func newCampaign(t *testing.T) *campaign {
+func newCampaign(t *testing.T, bad ...string) *campaign {
 	t.Helper()
 	seed := *seedFlag
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("seed %d", seed)
-	c := newCluster(t, seed)
+	c := newCluster(t, seed, bad...)
 	// Every node has a part of the group, and the nodes of a zone share secondaries.
 	g := rig.NewGroup(t, c, [2]string{"az1-1", "az2-1"}, [2]string{"az1-2", "az2-2"}, [2]string{"az1-2", "az2-1"})
 	x := &campaign{cluster: c, g: g, rnd: rand.New(rand.NewPCG(seed, 1)), chains: rig.NewChains(len(g.Pairs)), roam: rig.NewRoamers(seed), zone: "az1"}

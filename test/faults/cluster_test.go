@@ -37,15 +37,18 @@ type cluster struct {
 	api  *rig.API
 	proc map[string]*rig.Process // by name: etcd-az1, ctl-witness, az2-2 …
 	host map[string]*host
+	// disks that can fail, by node
+	disks map[string]*badDisk
 }
 
 var clusters atomic.Int32
 
-func newCluster(t *testing.T, seed uint64) *cluster {
+// newCluster starts one; the pools of the nodes named in bad are on disks that can fail.
+func newCluster(t *testing.T, seed uint64, bad ...string) *cluster {
 	t.Helper()
 	c := &cluster{
 		t: t, ctx: t.Context(), net: newNetwork(t, seed), dir: filepath.Join(root, fmt.Sprint("c", clusters.Add(1))),
-		proc: map[string]*rig.Process{}, host: map[string]*host{},
+		proc: map[string]*rig.Process{}, host: map[string]*host{}, disks: map[string]*badDisk{},
 	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -53,6 +56,9 @@ func newCluster(t *testing.T, seed uint64) *cluster {
 	password := filepath.Join(c.dir, "password")
 	if err := os.WriteFile(password, []byte("three sites\n"), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	for _, node := range bad {
+		c.disks[node] = mountBadDisk(t, c.path(node, ".pool"), c.path(node, ".backing"))
 	}
 	c.host["user"] = c.net.add("user", "user")
 	var members, endpoints []string
@@ -110,7 +116,7 @@ func (c *cluster) node(az, name string, endpoints []string) {
 	c.host[name] = h
 	conf := fmt.Sprintf("id: %s\naz: %s\npool: %s\nnbd_socket: %s\nreplicate: %s\ntrip_after: %s\nlease_ttl: 600ms\nheartbeat: 150ms\netcd_endpoints: [%s]\n",
 		name, az, c.path(name, ".pool"), c.path(name, ".sock"), h.addr(7000), tripAfter, strings.Join(endpoints, ","))
-	for _, err := range []error{os.Mkdir(c.path(name, ".pool"), 0o700), os.WriteFile(c.path(name, ".yaml"), []byte(conf), 0o600)} {
+	for _, err := range []error{os.MkdirAll(c.path(name, ".pool"), 0o700), os.WriteFile(c.path(name, ".yaml"), []byte(conf), 0o600)} {
 		if err != nil {
 			c.t.Fatal(err)
 		}

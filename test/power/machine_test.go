@@ -55,7 +55,7 @@ func newMachine(t *testing.T, dir, az, etcd string, bin, guest []byte) *machine 
 	_, etcdPort, _ := net.SplitHostPort(etcd)
 	// It is slow, and may not look dead for that.
 	conf := fmt.Sprintf("id: %s-1\naz: %s\npool: /disk/pool\nreplicate: 0.0.0.0:7000\nadvertise: 10.0.2.2:%s\nnbd_address: 0.0.0.0:10809\n"+
-		"etcd_endpoints: [http://10.0.2.2:%s]\ntrip_after: 4s\nlease_ttl: 2s\nheartbeat: 500ms\nflush_every: 3s\n", az, az, replPort, etcdPort)
+		"etcd_endpoints: [http://10.0.2.2:%s]\ntrip_after: 4s\nlease_ttl: 2s\nheartbeat: 500ms\nflush_every: 10s\n", az, az, replPort, etcdPort)
 	var cpio archive
 	for _, d := range []string{"dev", "proc", "sys", "tmp", "etc", "modules"} {
 		cpio.dir(d)

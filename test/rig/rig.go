@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Patience bounds waits that have no tighter bound of their own.
@@ -58,11 +60,26 @@ func TempDir(prefix string) (string, error) {
 		if err != nil || !errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
 			continue
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := errors.Join(unmountBelow(dir), os.RemoveAll(dir)); err != nil {
 			return "", fmt.Errorf("remove what an earlier run has left: %w", err)
 		}
 	}
 	return os.MkdirTemp("/tmp", prefix+strconv.Itoa(os.Getpid())+"-")
+}
+
+// unmountBelow takes away what a run that was killed has mounted in its directory.
+func unmountBelow(dir string) error {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
+			errs = append(errs, unix.Unmount(f[1], unix.MNT_DETACH))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Tail is the end of a file, for a failed test's output.

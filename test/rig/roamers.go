@@ -25,6 +25,9 @@ const (
 // whichever node of whichever zone takes it, and that go elsewhere when it fails. What they are told
 // is recorded: if two sides serve at once, or one forgets, no order of it is right.
 type Roamers struct {
+	// Durable is how many of a thousand requests are flushes or writes with FUA.
+	Durable int
+
 	rec   *history.Recorder
 	acked map[string]*atomic.Uint64 // by zone: answers of any kind
 
@@ -34,7 +37,7 @@ type Roamers struct {
 
 // NewRoamers begins a history.
 func NewRoamers(run uint64) *Roamers {
-	r := &Roamers{rec: history.New(run), acked: map[string]*atomic.Uint64{}}
+	r := &Roamers{Durable: 80, rec: history.New(run), acked: map[string]*atomic.Uint64{}}
 	for _, az := range Zones {
 		r.acked[az] = new(atomic.Uint64)
 	}
@@ -73,26 +76,27 @@ func (r *Roamers) visit(ctx context.Context, g *Group, rnd *rand.Rand) {
 	if err != nil {
 		return
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	disk := r.rec.Disk(i, c)
 	for n := 20 + rnd.IntN(100); n > 0 && ctx.Err() == nil && err == nil; n-- {
 		reqCtx, cancel := context.WithTimeout(context.Background(), roamerPatience)
-		if err = do(reqCtx, disk, rnd); err == nil {
+		if err = r.ask(reqCtx, disk, rnd); err == nil {
 			r.acked[az].Add(1)
 		}
 		cancel()
 	}
 }
 
-func do(ctx context.Context, disk *history.Disk, rnd *rand.Rand) error {
+func (r *Roamers) ask(ctx context.Context, disk *history.Disk, rnd *rand.Rand) error {
 	b := roamerBase + rnd.Int64N(roamerBlocks)
+	durable := rnd.IntN(1000) < r.Durable
 	switch n := rnd.IntN(100); {
-	case n < 45:
-		return disk.Write(ctx, b, n < 5)
+	case durable && n < 40:
+		return disk.Flush(ctx)
+	case durable || n < 45:
+		return disk.Write(ctx, b, durable)
 	case n < 48:
 		return disk.Zero(ctx, b, 1, block.ZeroFlags{})
-	case n < 51:
-		return disk.Flush(ctx)
 	default:
 		return disk.Read(ctx, b)
 	}
