@@ -22,6 +22,7 @@ type campaign struct {
 	roam   *rig.Roamers
 	zone   string // where the primary is
 	table  []*tally
+	rounds int
 	events []string // of this round, for a failed test's output
 }
 
@@ -110,6 +111,9 @@ func (x *campaign) round(kind string, hurt func(*tally)) {
 	row.writes += x.chains.Total() - writes
 	row.requests += x.answered() - requests
 	row.total = append(row.total, time.Since(began))
+	if x.rounds++; x.rounds%20 == 0 {
+		x.t.Logf("%d rounds", x.rounds)
+	}
 }
 
 func (x *campaign) answered() uint64 { return x.roam.Answered("az1") + x.roam.Answered("az2") }
@@ -172,18 +176,16 @@ func (x *campaign) report() string {
 		}
 		return slices.Max(list).Round(10 * time.Millisecond).String()
 	}
-	var rounds int
 	for _, r := range x.table {
 		var sum time.Duration
 		for _, d := range r.total {
 			sum += d
 		}
-		rounds += r.rounds
 		fmt.Fprintf(&b, "%-46s %6d %9d %9d %10s %9s %12s\n", r.kind, r.rounds, r.writes, r.requests, longest(r.settle),
 			(sum / time.Duration(max(1, len(r.total)))).Round(10*time.Millisecond), longest(r.failovers))
 	}
 	h := x.roam.Recorder().Counts()
 	fmt.Fprintf(&b, "%d rounds; %d writes of chains acknowledged; history: %d reads, %d writes, %d flushes answered, %d writes not; %d packets, %d of them lost",
-		rounds, x.chains.Total(), h.Reads, h.Writes, h.Flushes, h.Open, x.net.carried.Load(), x.net.lost.Load())
+		x.rounds, x.chains.Total(), h.Reads, h.Writes, h.Flushes, h.Open, x.net.carried.Load(), x.net.lost.Load())
 	return b.String()
 }

@@ -2,6 +2,8 @@ package faults
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +19,10 @@ const failoverWithin = 20 * time.Second
 // load. Everything comes back, and nothing acknowledged is missing.
 func TestPartitionsLossAndDelay(t *testing.T) {
 	x := newCampaign(t)
-	kinds := x.partitions()
+	kinds := slices.DeleteFunc(x.partitions(), func(p partition) bool { return !strings.Contains(p.name, *onlyFlag) })
+	if len(kinds) == 0 {
+		t.Fatalf("no network fault has %q in its name", *onlyFlag)
+	}
 	for n := 0; n < *partitionsFlag && !t.Failed(); n++ {
 		kind := kinds[n%len(kinds)]
 		x.round(kind.name, kind.hurt)
