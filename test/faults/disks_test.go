@@ -18,6 +18,7 @@ import (
 func TestDisksThatFail(t *testing.T) {
 	for _, k := range diskFaults() {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel() // most of the time they wait
 			x := newCampaign(t, "az1-1", "az2-1")
 			disks := x.g.Open(rig.Patience, x.zone)
 			x.chains.Run(disks)
