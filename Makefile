@@ -19,10 +19,9 @@ SEEDS         ?= 500
 SEED          ?=
 FUZZTIME      ?= 10s
 # What tests use, and the packages of Debian that have it.
-TOOLS         := qemu-img qemu-io fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4 spin gcc
-APT_PACKAGES  := qemu-utils fio nbdkit libnbd-bin jq python3-openstackclient xfsprogs e2fsprogs spin gcc libc6-dev
-TOOLS         := qemu-img qemu-io qemu-system-x86_64 fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4
-APT_PACKAGES  := qemu-utils qemu-system-x86 linux-image-cloud-amd64 fio nbdkit libnbd-bin jq python3-openstackclient xfsprogs e2fsprogs
+TOOLS         := qemu-img qemu-io qemu-system-x86_64 fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4 spin gcc
+APT_PACKAGES  := qemu-utils qemu-system-x86 linux-image-cloud-amd64 fio nbdkit libnbd-bin jq python3-openstackclient xfsprogs e2fsprogs \
+	spin gcc libc6-dev
 
 export CGO_ENABLED ?= 0
 
