@@ -1,8 +1,10 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -45,9 +47,22 @@ type Config struct {
 	// Version is what the node calls itself in handshakes and in the store; the program's, no setting.
 	Version string `yaml:"-"`
 
-	fs      vfs.FS      // nil: the operating system's; tests break it
-	hostID  string      // "": /etc/machine-id
+	Machine Machine `yaml:"-"`
+
+	fs      vfs.FS      // Machine.FS, or of a test
+	hostID  string      // Machine.ID, or of a test
 	started func(*Node) // nil, or called when the engine runs
+}
+
+// Machine is what a node takes from the machine it runs on. What is nil is the real thing; the
+// simulation gives its own.
+type Machine struct {
+	FS      vfs.FS
+	ID      string                                                   // "": /etc/machine-id
+	Listen  func(addr string) (net.Listener, error)                  // for replication
+	Dial    func(ctx context.Context, addr string) (net.Conn, error) // to peers
+	Clock   func() time.Duration                                     // see replica.Config
+	Started func(n *Node)                                            // called when the engine runs
 }
 
 // WithDefaults fills in what was left out.
@@ -73,6 +88,20 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Replicate == "" {
 		c.Replicate = "127.0.0.1:0"
+	}
+	if c.fs == nil {
+		if c.fs = c.Machine.FS; c.fs == nil {
+			c.fs = vfs.OS
+		}
+	}
+	if c.hostID == "" {
+		c.hostID = c.Machine.ID
+	}
+	if c.started == nil {
+		c.started = c.Machine.Started
+	}
+	if c.Machine.Listen == nil {
+		c.Machine.Listen = func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
 	}
 	return c
 }

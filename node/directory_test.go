@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -73,7 +72,6 @@ func TestLostPoolOfAPrimary(t *testing.T) {
 			p.kill()
 			p.fs = vfs.NewMem()
 			p.mkdir()
-			_ = os.Remove(filepath.Join(p.cfg.Pool, peersFile))
 			p.fs.OnOp(func(op vfs.Op) error {
 				if op == "raw:fdatasync" {
 					time.Sleep(time.Duration(ms) * time.Millisecond)
@@ -144,7 +142,6 @@ func TestGroupDissolvedWhileANodeIsDown(t *testing.T) {
 			if lost {
 				b.fs = vfs.NewMem()
 				b.mkdir()
-				_ = os.Remove(filepath.Join(b.cfg.Pool, peersFile))
 			}
 			b.start()
 			for _, pair := range c.vols {

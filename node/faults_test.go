@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -232,10 +231,6 @@ func TestDirectoryRestored(t *testing.T) {
 			l.progress(100)
 			b := c.nodes["b2"]
 			older := b.fs.CrashClone(rng(), 1)
-			beside, err := os.ReadFile(filepath.Join(b.cfg.Pool, peersFile))
-			if err != nil {
-				t.Fatal(err)
-			}
 			instance := c.record().Instances["b2"]
 			l.progress(300)
 			b.kill()
@@ -250,9 +245,6 @@ func TestDirectoryRestored(t *testing.T) {
 			c.await("available", "active", "0")
 			b.kill()
 			b.fs = older
-			if err := os.WriteFile(filepath.Join(b.cfg.Pool, peersFile), beside, 0o600); err != nil {
-				t.Fatal(err)
-			}
 			if storeAway {
 				b.startWithout(t)
 			}

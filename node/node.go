@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,7 +21,6 @@ import (
 	"github.com/lockstep-dr/lockstep/nbd"
 	"github.com/lockstep-dr/lockstep/replica"
 	"github.com/lockstep-dr/lockstep/store"
-	"github.com/lockstep-dr/lockstep/store/etcdstore"
 )
 
 // presenceTTL is how long the store believes in a node that has gone silent.
@@ -44,30 +42,6 @@ type Node struct {
 	verifies verifies
 }
 
-// Run runs the daemon until ctx ends; then it stops accepting requests, flushes, and returns nil.
-func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	cfg = cfg.WithDefaults()
-	if err := cfg.Validate(); err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	log = log.With("node", cfg.ID)
-	if cfg.PIDFile != "" {
-		if err := os.WriteFile(cfg.PIDFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil { //nolint:gosec // other tools read it
-			return fmt.Errorf("write pid file: %w", err)
-		}
-		defer func() { _ = os.Remove(cfg.PIDFile) }() // a stale one is noticed by who reads it
-	}
-	tlsCfg, err := etcdstore.LoadTLS(etcdstore.TLSFiles{CA: cfg.EtcdCA, Cert: cfg.EtcdCert, Key: cfg.EtcdKey})
-	if err != nil {
-		return err
-	}
-	st, err := etcdstore.Open(ctx, etcdstore.Config{Endpoints: cfg.EtcdEndpoints, TLS: tlsCfg, Lazy: true, Logger: log})
-	if err != nil {
-		return err
-	}
-	return errors.Join(RunOn(ctx, cfg, st, log), st.Close())
-}
-
 // RunOn is Run on a store that is open already; it does not close it.
 func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (err error) {
 	cfg = cfg.WithDefaults()
@@ -80,7 +54,7 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 	if err != nil {
 		return err
 	}
-	if n.peers, err = loadPeers(filepath.Join(cfg.Pool, peersFile), log); err != nil {
+	if n.peers, err = loadPeers(cfg.fs, filepath.Join(cfg.Pool, peersFile), log); err != nil {
 		return err
 	}
 	cluster, err := n.peers.waitCluster(ctx, st)
@@ -96,6 +70,7 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20,
 		VerifyRateBytes: cfg.VerifyRateMiB << 20,
 		Store:           &records{st: st}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
+		Dial: cfg.Machine.Dial, Clock: cfg.Machine.Clock,
 	}, n.pool)
 	if err != nil {
 		return err
@@ -110,7 +85,7 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 
 // serve opens the listeners and runs everything that goes on until ctx ends.
 func (n *Node) serve(ctx context.Context, boot lockstep.BootID) error {
-	repl, err := net.Listen("tcp", n.cfg.Replicate)
+	repl, err := n.cfg.Machine.Listen(n.cfg.Replicate)
 	if err != nil {
 		return fmt.Errorf("listen for replication: %w", err)
 	}
@@ -309,4 +284,12 @@ func (n *Node) register(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// Volume gives a volume as an NBD client would get it, or says why it is not served here.
+func (n *Node) Volume(id lockstep.VolumeID) (*replica.Volume, error) {
+	if _, err := (exports{n}).Open(context.Background(), string(id)); err != nil {
+		return nil, err
+	}
+	return n.host.Volume(id), nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/disk/vfs"
 	"github.com/lockstep-dr/lockstep/store"
 )
 
@@ -21,6 +23,7 @@ const peersFile = "cluster.json"
 // peers knows the cluster and where its nodes listen. It is kept in the pool too, so that a node
 // that starts while the store is away can still reach its secondaries.
 type peers struct {
+	fs   vfs.FS
 	path string
 	log  *slog.Logger
 
@@ -93,10 +96,10 @@ func (p *peers) settled(given string) error {
 	return nil
 }
 
-func loadPeers(path string, log *slog.Logger) (*peers, error) {
-	p := &peers{path: path, log: log, Nodes: map[lockstep.NodeID]string{}}
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+func loadPeers(disk vfs.FS, path string, log *slog.Logger) (*peers, error) {
+	p := &peers{fs: disk, path: path, log: log, Nodes: map[lockstep.NodeID]string{}}
+	raw, err := readFile(disk, path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return p, nil
 	}
 	if err != nil {
@@ -109,6 +112,23 @@ func loadPeers(path string, log *slog.Logger) (*peers, error) {
 		p.Nodes = map[lockstep.NodeID]string{}
 	}
 	return p, nil
+}
+
+func readFile(disk vfs.FS, path string) ([]byte, error) {
+	f, err := disk.OpenFile("peers", path, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	raw := make([]byte, size)
+	if n, err := f.ReadAt(raw, 0); n < len(raw) {
+		return nil, err
+	}
+	return raw, nil
 }
 
 // save is write for what is only a cache: losing it costs a start with the store away.
@@ -126,22 +146,21 @@ func (p *peers) write() error {
 	}
 	tmp := p.path + ".tmp"
 	err = func() error {
-		f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		f, err := p.fs.OpenFile("peers", tmp, vfs.Create|vfs.Truncate)
 		if err != nil {
 			return err
 		}
-		_, err = f.Write(raw)
-		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		_, err = f.WriteAt(raw, 0)
+		if err == nil {
+			err = f.Fdatasync()
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
 			return err
 		}
-		if err := os.Rename(tmp, p.path); err != nil {
+		if err := p.fs.Rename("peers", tmp, p.path); err != nil {
 			return err
 		}
-		dir, err := os.Open(filepath.Dir(p.path))
-		if err != nil {
-			return err
-		}
-		return errors.Join(dir.Sync(), dir.Close())
+		return p.fs.SyncDir("peers", filepath.Dir(p.path))
 	}()
 	if err != nil {
 		return fmt.Errorf("save known nodes: %w", err)

@@ -35,7 +35,7 @@ type inbox struct {
 	newest  map[lockstep.NodeID]lockstep.Session
 	waiting map[uint64]chan protocol.AnnounceOut
 	nextAsk uint64
-	granted time.Duration // now() of the last lease granted, or the start of the process [F15]
+	granted time.Duration // the clock at the last lease granted, or the start of the process [F15]
 	closed  bool
 }
 
@@ -60,7 +60,7 @@ func (b *inbox) init(g *Group, saved lockstep.Epoch) {
 	b.conns = map[lockstep.NodeID]*inConn{}
 	b.newest = map[lockstep.NodeID]lockstep.Session{}
 	b.waiting = map[uint64]chan protocol.AnnounceOut{}
-	b.granted = now()
+	b.granted = g.host.now()
 }
 
 // fence refuses older epochs from now on and waits for what is being applied.
@@ -78,7 +78,7 @@ func (b *inbox) grant(e lockstep.Epoch) bool {
 		return false
 	}
 	b.mu.Lock()
-	b.granted = now()
+	b.granted = b.g.host.now()
 	b.mu.Unlock()
 	return true
 }
@@ -90,11 +90,11 @@ func (b *inbox) leaseWait(ctx context.Context, store bool) error {
 	granted := b.granted
 	b.mu.Unlock()
 	if store {
-		granted = now()
+		granted = b.g.host.now()
 	}
 	until := granted + b.g.host.cfg.LeaseTTL + b.g.host.cfg.LeaseMargin
 	for {
-		left := until - now()
+		left := until - b.g.host.now()
 		if left <= 0 {
 			return nil
 		}

@@ -5,32 +5,26 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lockstep-dr/lockstep"
 )
 
-// now is CLOCK_BOOTTIME: unlike Go's monotonic clock it runs on in a suspended machine, so that a
-// lease is not taken for valid after a sleep.
-func now() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("CLOCK_BOOTTIME: " + err.Error()) // every Linux since 2.6.39 has it
-	}
-	return time.Duration(ts.Nano())
-}
+// now is the node's clock, see Config.Clock.
+func (h *Host) now() time.Duration { return h.cfg.Clock() }
 
 // lease is the right of one group to read locally that one secondary node has granted. The
 // primary counts from the moment it sent the request.
 type lease struct {
-	until atomic.Int64 // now() in ns up to which it holds
+	clock func() time.Duration
+	until atomic.Int64 // the clock in ns up to which it holds
 	epoch atomic.Uint64
 
 	mu      sync.Mutex
 	renewed chan struct{} // guarded by mu; closed at the next grant
 }
 
-func newLease() *lease { return &lease{renewed: make(chan struct{})} }
+func newLease(clock func() time.Duration) *lease {
+	return &lease{clock: clock, renewed: make(chan struct{})}
+}
 
 // valid reports whether it holds at this instant for that epoch; if not, the channel is closed at
 // the next grant.
@@ -48,7 +42,7 @@ func (l *lease) valid(epoch lockstep.Epoch) (bool, <-chan struct{}) {
 }
 
 func (l *lease) holds(epoch lockstep.Epoch) bool {
-	return l.epoch.Load() == uint64(epoch) && int64(now()) < l.until.Load()
+	return l.epoch.Load() == uint64(epoch) && int64(l.clock()) < l.until.Load()
 }
 
 // grant extends the lease: until is the sending time of the request plus the TTL.

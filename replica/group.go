@@ -89,11 +89,11 @@ func newGroup(h *Host, id lockstep.GroupID, saved protocol.Saved) *Group {
 		core: protocol.NewCore(protocol.Config{
 			Node: h.cfg.Node, AZ: h.cfg.AZ, BootID: h.cfg.BootID, Instance: h.cfg.Instance, Start: h.cfg.Start,
 			TripAfterMs: h.cfg.TripAfter.Milliseconds(),
-		}, saved, now().Milliseconds()),
+		}, saved, h.now().Milliseconds()),
 		vols: map[uint64]*Volume{}, peerOf: map[lockstep.VolumeID]lockstep.NodeID{}, pairOf: map[lockstep.VolumeID]lockstep.PairID{}, dialers: map[lockstep.NodeID]*dialer{},
 		leases: map[lockstep.NodeID]*lease{}, differs: map[lockstep.NodeID]wire.AnnounceReply{},
 		answers: make(chan protocol.Answer, 1), ctx: ctx, stop: stop, done: make(chan struct{}),
-		endEpoch: func() {}, lastJob: map[lockstep.NodeID]runningJob{}, storeLease: newLease(), asking: map[proposalKey]bool{},
+		endEpoch: func() {}, lastJob: map[lockstep.NodeID]runningJob{}, storeLease: newLease(h.cfg.Clock), asking: map[proposalKey]bool{},
 	}
 	g.verify.g = g
 	g.in.init(g, saved.Record.Epoch)
@@ -201,7 +201,7 @@ func (g *Group) run() {
 }
 
 func (g *Group) tick() protocol.Tick {
-	t := protocol.Tick{NowMs: now().Milliseconds(), Peers: map[lockstep.NodeID]protocol.PeerSign{}}
+	t := protocol.Tick{NowMs: g.host.now().Milliseconds(), Peers: map[lockstep.NodeID]protocol.PeerSign{}}
 	oldest := map[lockstep.NodeID]time.Duration{}
 	older := func(id lockstep.NodeID, at time.Duration) {
 		if at != 0 && (oldest[id] == 0 || at < oldest[id]) {
@@ -373,7 +373,7 @@ func (g *Group) wantDialers(v View) {
 			ctx, stop := context.WithCancel(g.ctx)
 			d := &dialer{group: g, peer: id, stop: stop, done: make(chan struct{})}
 			g.dialers[id] = d
-			g.leases[id] = newLease()
+			g.leases[id] = newLease(g.host.cfg.Clock)
 			g.host.heartbeatTo(id)
 			go d.run(ctx)
 		}
@@ -407,7 +407,7 @@ func (g *Group) linkTo(peer lockstep.NodeID, session lockstep.Session) (*link, *
 		}
 	}
 	if le == nil {
-		le = newLease()
+		le = newLease(g.host.cfg.Clock)
 	}
 	down := make(chan struct{})
 	close(down)

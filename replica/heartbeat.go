@@ -20,7 +20,7 @@ import (
 // is primary there, and its answers show that the peer is alive.
 type beat struct {
 	peer  lockstep.NodeID
-	heard time.Duration // guarded by Host.mu: now() of the last answer
+	heard time.Duration // guarded by Host.mu: the clock at the last answer
 }
 
 // heartbeatTo starts the heartbeat to a node, once.
@@ -64,8 +64,7 @@ func (h *Host) beatConn(b *beat) error {
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, time.Second)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", addr)
+	conn, err := h.cfg.Dial(ctx, addr)
 	if err != nil {
 		return err
 	}
@@ -84,7 +83,7 @@ func (h *Host) beatConn(b *beat) error {
 		if digest != known {
 			msg.Groups, msg.Full = list, true
 		}
-		asked := now()
+		asked := h.now()
 		if err := conn.SetDeadline(time.Now().Add(h.cfg.TripAfter)); err != nil {
 			return err
 		}
@@ -96,7 +95,7 @@ func (h *Host) beatConn(b *beat) error {
 			return err
 		}
 		h.mu.Lock()
-		b.heard = now()
+		b.heard = h.now()
 		h.mu.Unlock()
 		known = digest
 		if answer.NeedList {

@@ -63,6 +63,23 @@ type Config struct {
 	Resolve func(lockstep.NodeID) (addr string, ok bool) // host:port of a node's replication listener
 	Changed func(lockstep.GroupID)                       // a group's view changed; must not block
 	Log     *slog.Logger
+
+	// Dial connects to a peer's listener; nil: TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Clock runs on at a bounded rate, also while the machine is suspended; nil: CLOCK_BOOTTIME.
+	Clock func() time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return (&net.Dialer{KeepAlive: 5 * time.Second}).DialContext(ctx, "tcp", addr)
+		}
+	}
+	if c.Clock == nil {
+		c.Clock = bootTime
+	}
+	return c
 }
 
 // Host is the engine of one node.
@@ -97,6 +114,7 @@ type access struct {
 // NewHost makes the engine over an open pool. Groups that the pool knows are started at once, from
 // what was persisted; they serve nothing before their rules are met.
 func NewHost(cfg Config, pool *disk.Pool) (*Host, error) {
+	cfg = cfg.withDefaults()
 	ctx, stop := context.WithCancel(context.Background())
 	h := &Host{
 		cfg: cfg, pool: pool, log: cfg.Log, bootKey: wire.Key(cfg.BootID), ctx: ctx, stop: stop,

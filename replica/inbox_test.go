@@ -314,7 +314,7 @@ func TestShorterLeaseCounts(t *testing.T) {
 		g.mu.Unlock()
 		return le != nil && le.until.Load() != 0
 	})
-	if left := time.Duration(le.until.Load()) - now(); left > p.b.cfg.LeaseTTL {
+	if left := time.Duration(le.until.Load()) - bootTime(); left > p.b.cfg.LeaseTTL {
 		t.Fatalf("the primary reads for another %s, the secondary waits %s", left, p.b.cfg.LeaseTTL)
 	}
 }

@@ -73,7 +73,7 @@ func (l *link) enqueue(h wire.Header, body []byte) {
 	l.out = slices.Grow(l.out, wire.HeaderSize+len(body))[:n+wire.HeaderSize]
 	h.Put(l.out[n:])
 	l.out = append(l.out, body...)
-	l.sent[h.Seq] = now()
+	l.sent[h.Seq] = l.group.host.now()
 	if h.Kind != wire.KindWrite && h.Kind != wire.KindZero || h.Flags&wire.FlagFUA != 0 {
 		l.sent[h.Seq] += slowFactor * l.group.host.cfg.TripAfter
 	}
@@ -172,7 +172,7 @@ func (l *link) oldest() time.Duration {
 // would dial again, and whoever writes the buffer out would wait.
 func (l *link) stuck() bool {
 	first := l.oldest()
-	return first != 0 && now()-first > l.group.host.cfg.TripAfter*3/2
+	return first != 0 && l.group.host.now()-first > l.group.host.cfg.TripAfter*3/2
 }
 
 // read takes the answers in until the link ends.
@@ -308,7 +308,7 @@ func (d *dialer) dial(ctx context.Context) (*link, error) {
 	}
 	dctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	conn, err := (&net.Dialer{KeepAlive: 5 * time.Second}).DialContext(dctx, "tcp", addr)
+	conn, err := h.cfg.Dial(dctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect to node %s: %w", d.peer, err)
 	}

@@ -94,7 +94,7 @@ func (v *Volume) resend() {
 		}
 		o.acked = false
 		if o.sentAt == 0 {
-			o.sentAt = now()
+			o.sentAt = v.link.group.host.now()
 		}
 		o.seq = v.link.nextSeq()
 		v.bySeq[o.seq] = o

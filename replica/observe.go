@@ -25,7 +25,7 @@ func (h *Host) Observe(id lockstep.GroupID) (store.GroupObserved, bool) {
 	for peer, d := range g.dialers {
 		p := store.PeerObserved{Error: d.lastError()}
 		if l := d.current(); l != nil {
-			p.Connected, p.BootID = now()-h.lastHeard(peer) < h.cfg.TripAfter, l.boot
+			p.Connected, p.BootID = h.now()-h.lastHeard(peer) < h.cfg.TripAfter, l.boot
 		}
 		o.Peers[peer] = p
 	}

@@ -36,7 +36,7 @@ func (h *Host) storeLeaseLoop() {
 func (g *Group) renewStoreLease() {
 	ctx, cancel := context.WithTimeout(g.ctx, g.host.cfg.LeaseTTL)
 	defer cancel()
-	asked := now()
+	asked := g.host.now()
 	r, err := g.host.cfg.Store.Read(ctx, g.id)
 	if err != nil {
 		g.log.Debug("lease of the store", "err", err)

@@ -81,7 +81,7 @@ type op struct {
 	local     bool   // applied here
 	acked     bool   // by the secondary, on the present link and epoch
 	seq       uint64
-	sentAt    time.Duration // now() when it was sent first, on whatever link; 0: never
+	sentAt    time.Duration // the clock when it was sent first, on whatever link; 0: never
 	over      bool
 	queued    bool          // a claim that waits for ops before it, while those after it wait for it
 	done      chan error    // capacity 1
@@ -371,7 +371,7 @@ func (v *Volume) submit(o *op) (send bool, err error) {
 			if !replicates(v.mode) || v.link == nil {
 				return false, nil
 			}
-			o.seq, o.sentAt = v.link.nextSeq(), now()
+			o.seq, o.sentAt = v.link.nextSeq(), v.link.group.host.now()
 			v.bySeq[o.seq] = o
 			return true, nil
 		}

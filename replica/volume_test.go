@@ -56,7 +56,7 @@ func newBedOn(t testing.TB, fs vfs.FS) *bed {
 		b.fails = append(b.fails, err)
 		b.mu.Unlock()
 	})
-	b.g = &Group{host: &Host{cfg: Config{TripAfter: time.Second}}}
+	b.g = &Group{host: &Host{cfg: Config{TripAfter: time.Second, Clock: bootTime}}}
 	t.Cleanup(b.v.release)
 	return b
 }
@@ -121,8 +121,8 @@ func (f *far) none() {
 func (f *far) ack(h wire.Header) { f.b.v.acknowledged(f.l, h.Epoch, h.Seq) }
 
 func valid(e lockstep.Epoch, d time.Duration) *lease {
-	le := newLease()
-	le.grant(e, now()+d)
+	le := newLease(bootTime)
+	le.grant(e, bootTime()+d)
 	return le
 }
 
@@ -379,14 +379,14 @@ func TestReads(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	le.until.Store(int64(now()) - 1) // expired
+	le.until.Store(int64(bootTime()) - 1) // expired
 	r = read()
 	b.waits(r)
-	le.grant(0, now()+time.Minute) // an older epoch's
+	le.grant(0, bootTime()+time.Minute) // an older epoch's
 	b.waits(r)
-	le.grant(1, now()-time.Second) // the answer to an old request
+	le.grant(1, bootTime()-time.Second) // the answer to an old request
 	b.waits(r)
-	le.grant(1, now()+time.Minute)
+	le.grant(1, bootTime()+time.Minute)
 	if err := b.ended(r); err != nil {
 		t.Fatal(err)
 	}

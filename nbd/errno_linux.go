@@ -1,0 +1,5 @@
+package nbd
+
+import "syscall"
+
+const sysShutdown = syscall.ESHUTDOWN
