@@ -293,3 +293,14 @@ func (n *Node) Volume(id lockstep.VolumeID) (*replica.Volume, error) {
 	}
 	return n.host.Volume(id), nil
 }
+
+// View gives this node's view of a group, and whether it knows the group.
+func (n *Node) View(id lockstep.GroupID) (replica.View, bool) { return n.host.View(id) }
+
+// VolumeFailed is the error that ended the service of a volume on this node; nil: none.
+func (n *Node) VolumeFailed(id lockstep.VolumeID) error {
+	if v := n.host.Volume(id); v != nil {
+		return v.Failed()
+	}
+	return nil
+}

@@ -1,0 +1,5 @@
+//go:build simrun
+
+package whole
+
+const patched = true

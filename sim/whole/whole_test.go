@@ -1,0 +1,46 @@
+package whole
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"testing"
+	"testing/synctest"
+)
+
+var (
+	seedFlag  = flag.Uint64("seed", 0, "the run to play")
+	storyFlag = flag.Bool("story", false, "print what happens while it happens")
+	logsFlag  = flag.Bool("logs", false, "print the logs of nodes and controllers as well")
+)
+
+// TestSeed plays one seed; simrun calls it, once in each instance.
+func TestSeed(t *testing.T) {
+	needsSimrun(t)
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var story io.Writer
+		if *storyFlag {
+			story = os.Stdout
+		}
+		r := Run(*seedFlag, dir, story, *logsFlag)
+		fmt.Printf("RESULT seed=%d hash=%016x events=%d virtual=%.1fs acks=%d reads=%d flushes=%d open=%d status=%s\n",
+			r.Seed, r.Hash, r.Events, r.Virtual.Seconds(), r.Acks, r.Reads, r.Flushes, r.Given, r.Status)
+		for what, n := range r.Stats {
+			fmt.Printf("STAT %d %s\n", n, what)
+		}
+		if r.Err != nil {
+			t.Errorf("seed %d: %v", r.Seed, r.Err)
+		}
+	})
+}
+
+// needsSimrun skips where Go's runtime is the common one: there a lock held by a process that stands still
+// would stop virtual time.
+func needsSimrun(t *testing.T) {
+	t.Helper()
+	if !patched {
+		t.Skip("run by simrun: make sim")
+	}
+}
