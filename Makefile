@@ -17,6 +17,9 @@ E2E_PACKAGES  := ./cmd/lockstep $(if $(shell find test -name '*_test.go' 2>/dev/
 LONG_PACKAGES := ./nbd ./control ./disk ./node
 SEEDS         ?= 500
 SEED          ?=
+# Seeds of the simulation of whole nodes, and the time after which no more of them is begun.
+WHOLE_SEEDS   ?= 100
+WHOLE_TIME    ?= 60s
 FUZZTIME      ?= 10s
 # What tests use, and the packages of Debian that have it.
 TOOLS         := qemu-img qemu-io qemu-system-x86_64 fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4 spin gcc
@@ -25,7 +28,7 @@ APT_PACKAGES  := qemu-utils qemu-system-x86 linux-image-cloud-amd64 fio nbdkit l
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build dev demo torture deps lint fmt unit long model sim e2e failover-time soak test fuzz generate check clean
+.PHONY: help build dev demo torture deps lint fmt unit long model sim sim-whole e2e failover-time soak test fuzz generate check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -90,8 +93,18 @@ model: ## check the protocol's models with spin; MODEL_SET=ci for a few minutes'
 sim: ## simulation: SEEDS=n for so many runs, SEED=x to repeat one
 ifneq ($(SIM_PACKAGES),)
 	$(GO) test -tags invariants -timeout 10m -count=1 ./sim $(if $(SEED),-v -seed $(SEED),-seeds $(SEEDS))
+	$(MAKE) --no-print-directory sim-whole
 else
 	@echo "no simulation in this tree"
+endif
+
+sim-whole: ## the simulation of real nodes and controllers: WHOLE_SEEDS=n runs, SEED=x to repeat one
+	$(GO) build -o $(CACHE)/bin/simrun ./sim/whole/simrun
+ifneq ($(SEED),)
+	$(CACHE)/bin/simrun -seed $(SEED)
+else
+	$(CACHE)/bin/simrun -run Scenario
+	$(CACHE)/bin/simrun -seeds $(WHOLE_SEEDS) -for $(WHOLE_TIME)
 endif
 
 # A binary of its own, with the checks of the tag. With E2E_BUILD=-race (and CGO_ENABLED=1) the tests

@@ -1,3 +1,5 @@
+//go:build simrun
+
 package whole
 
 import (
@@ -17,7 +19,6 @@ var (
 
 // TestSeed plays one seed; simrun calls it, once in each instance.
 func TestSeed(t *testing.T) {
-	needsSimrun(t)
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		var story io.Writer
@@ -34,13 +35,4 @@ func TestSeed(t *testing.T) {
 			t.Errorf("seed %d: %v", r.Seed, r.Err)
 		}
 	})
-}
-
-// needsSimrun skips where Go's runtime is the common one: there a lock held by a process that stands still
-// would stop virtual time.
-func needsSimrun(t *testing.T) {
-	t.Helper()
-	if !patched {
-		t.Skip("run by simrun: make sim")
-	}
 }

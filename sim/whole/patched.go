@@ -1,5 +1,0 @@
-//go:build simrun
-
-package whole
-
-const patched = true
