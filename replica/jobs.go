@@ -418,11 +418,12 @@ func (v *Volume) isHole(off, length int64) bool {
 
 var zeroSum = sha256.Sum256(zeroes[:])
 
-// sumOf is the checksum of chunk i of buf, or, if that is nil, of length zeroes.
+// sumOf is the checksum of chunk i of buf, or, if that is nil, of length zeroes. Zeroes are not summed
+// again each time: a thin volume has many beside its data.
 func sumOf(buf []byte, i int, length int64) [sha256.Size]byte {
 	from, to := int64(i)*lockstep.ChunkBytes, min(int64(i+1)*lockstep.ChunkBytes, length)
 	switch {
-	case buf != nil:
+	case buf != nil && !allZero(buf[from:to]):
 		return sha256.Sum256(buf[from:to])
 	case to-from == lockstep.ChunkBytes:
 		return zeroSum

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
 )
 
 // fault is a kind of disaster: it begins, lasts, and ends.
@@ -354,4 +353,3 @@ func (w *World) heal() {
 		b.start()
 	}
 }
-

@@ -171,7 +171,7 @@ func (r *runner) once(seed uint64, out io.Writer, args ...string) error {
 	if err := os.Mkdir(filepath.Join(dir, "tmp"), 0o755); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
 	key := [32]byte{}
 	copy(key[:], fmt.Sprintf("seed %d", seed))
@@ -189,7 +189,7 @@ func (r *runner) once(seed uint64, out io.Writer, args ...string) error {
 		return nil
 	}
 	if ctx.Err() != nil {
-		return errors.New("it did not end within 5 minutes")
+		return errors.New("it did not end within 30 minutes")
 	}
 	return err
 }
@@ -266,6 +266,9 @@ func (r *runner) one(seed uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ran++
+	if r.ran%100 == 0 {
+		fmt.Fprintf(os.Stderr, "simrun: %d runs, %d failed\n", r.ran, len(r.failed))
+	}
 	hash := ""
 	for line := range strings.Lines(out.String()) {
 		var n int
