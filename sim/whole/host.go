@@ -281,6 +281,9 @@ func (p *proc) own(c *conn) {
 
 // diskOp is called before every operation of the process's file system.
 func (p *proc) diskOp(op vfs.Op) error {
+	if strings.HasPrefix(string(op), "sim:") {
+		return nil // a checker looks at the disk, without taking any time
+	}
 	if p.dead.Load() {
 		return vfs.ErrGone
 	}

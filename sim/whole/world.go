@@ -311,7 +311,9 @@ func (w *World) changed(r protocol.Record) {
 	last := w.record
 	w.record = r
 	switch {
-	case r.State == protocol.StateCopying:
+	case r.State == protocol.StateCopying, r.FailedOver && !r.InSync:
+		// Half of the new and half of the old; or the image of an old primary, which may hold writes that
+		// nobody acknowledged and that nobody will be given.
 		w.cut = false
 	case r.InSync:
 		w.cut = true
