@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
@@ -206,6 +207,9 @@ func (c *Controller) options(ctx context.Context, caller Caller, id lockstep.Gro
 		}
 		return "both sides are compared while they serve; what differs is repaired from the primary, and reported", err
 	})
+	if err == nil {
+		err = try(Option{Action: optionForced}, func(t *tx) (string, error) { return t.rehearseForced(caller, id) })
+	}
 	if err != nil || !caller.Admin {
 		return out, err
 	}
@@ -254,6 +258,31 @@ func (c *Controller) rehearseExtend(t *tx, caller Caller, id lockstep.GroupID) e
 		return conflict("", "extend needs a pair in the group; it has none")
 	}
 	return x.checkExtend(nil)
+}
+
+// optionForced names the failover that loses writes among the options.
+const optionForced = "forced-failover"
+
+func (t *tx) rehearseForced(caller Caller, id lockstep.GroupID) (string, error) {
+	x, err := t.begin(caller, id)
+	if err != nil {
+		return "", err
+	}
+	p, err := x.preview()
+	switch {
+	case err != nil:
+		return "", err
+	case !p.Allowed:
+		return "", conflict("", "%s", strings.Join(p.Reasons, "; "))
+	case !p.Forced:
+		return "", conflict("", "an ordinary failover is possible, and loses nothing")
+	}
+	lost := "an unknown number of bytes"
+	if n, ok := p.Bytes(); ok {
+		lost = fmt.Sprintf("up to %d bytes", n)
+	}
+	return fmt.Sprintf("%s becomes the primary with its last consistent image; %s that only %s has are missing there: ask for the failover-preview, whose token it needs",
+		p.To, lost, p.From), nil
 }
 
 // stated is what a statement does when it is taken.

@@ -48,6 +48,12 @@ func TestExplainSaysWhatActionsWouldAnswer(t *testing.T) {
 				continue
 			}
 			err := s.try(c, admin, id, o)
+			if o.Action == optionForced { // it is refused for its token before all else
+				if err == nil || o.Refusal == "" {
+					t.Errorf("%s: a forced failover is explained with %q and answers %v", condition, o.Refusal, err)
+				}
+				continue
+			}
 			if err == nil || !strings.HasSuffix(err.Error(), o.Refusal) || o.Refusal == "" {
 				t.Errorf("%s: %s %s is explained with %q and answers %v", condition, o.Action, o.Node, o.Refusal, err)
 			}
@@ -87,7 +93,10 @@ func TestExplainSaysWhatActionsWouldAnswer(t *testing.T) {
 	s.act(c, id, ActionSync)
 	s.awaitGroup(c, id, StatusAvailable, ReplicationActive)
 	s.act(c, id, ActionStop)
-	expect("paused", "", "sync", "stop", "extend")
+	e = expect("paused", "", "sync", "stop", "extend", "forced-failover")
+	if o := e.Options[len(Actions)+1]; !strings.Contains(o.Effect, "az2 becomes the primary") || !strings.Contains(o.Effect, "0 bytes") {
+		t.Errorf("a forced failover would do: %q", o.Effect)
+	}
 	s.act(c, id, ActionSync)
 	s.awaitGroup(c, id, StatusAvailable, ReplicationActive)
 	s.act(c, id, ActionFailover)
@@ -99,6 +108,9 @@ func TestExplainSaysWhatActionsWouldAnswer(t *testing.T) {
 func (s *site) try(c *Controller, who Caller, id lockstep.GroupID, o Option) error {
 	if slices.Contains(Statements, Statement(o.Action)) {
 		return c.Declare(s.ctx, who, id, Statement(o.Action), o.Node, "tried")
+	}
+	if o.Action == optionForced {
+		return c.ForceFailover(s.ctx, who, id, "no token")
 	}
 	if o.Action == optionVerify {
 		_, err := c.Verify(s.ctx, who, id, 0)
@@ -117,7 +129,7 @@ func TestExplainIsForThoseWhoMayAct(t *testing.T) {
 	c, _ := s.controller()
 	id, _ := s.syncedGroup(c, 1)
 	e, err := c.Explain(s.ctx, caller, id)
-	if err != nil || len(e.Options) != len(Actions)+1 {
+	if err != nil || len(e.Options) != len(Actions)+2 {
 		t.Fatalf("%d options, %v", len(e.Options), err)
 	}
 	_, err = c.Explain(s.ctx, Caller{Project: "other", Admin: true}, id)
