@@ -273,7 +273,7 @@ func (h *host) misdirect(d *dice) {
 	if err != nil {
 		return
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // in memory
 	size, err := f.Size()
 	if err != nil || size == 0 {
 		return

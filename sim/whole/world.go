@@ -2,7 +2,6 @@ package whole
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -61,8 +60,6 @@ type World struct {
 	ruined  map[*host]string               // disks that failed for good, or lie
 	stats   map[string]int
 }
-
-var errOver = errors.New("the run is over")
 
 var caller = control.Caller{Project: "p", User: "u", RequestID: "r", Admin: true}
 

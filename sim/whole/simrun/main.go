@@ -125,12 +125,12 @@ func (r *runner) build(cache, more string) error {
 		return err
 	}
 	overlay := filepath.Join(cache, fmt.Sprintf("overlay-%d.json", os.Getpid()))
-	defer os.Remove(overlay)
+	defer func() { _ = os.Remove(overlay) }()
 	if err := os.WriteFile(overlay, raw, 0o644); err != nil { //nolint:gosec // no secret
 		return err
 	}
 	program := filepath.Join(cache, fmt.Sprintf("whole-%d.wasm", os.Getpid()))
-	defer os.Remove(program)
+	defer func() { _ = os.Remove(program) }()
 	cmd := exec.Command("go", "test", "-c", "-ldflags", "-s -w", "-tags", "simrun invariants", "-overlay", overlay, "-o", program, "./sim/whole")
 	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -167,7 +167,7 @@ func (r *runner) once(seed uint64, out io.Writer, args ...string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if err := os.Mkdir(filepath.Join(dir, "tmp"), 0o755); err != nil {
 		return err
 	}
