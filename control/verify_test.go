@@ -159,7 +159,7 @@ func TestVerifyTellsOfDifferences(t *testing.T) {
 	if strings.Count(h, "the sides differ") != 1 || !strings.Contains(h, "and repaired from the primary") {
 		t.Errorf("history:\n%s", h)
 	}
-	w = must[VerificationView](t)(c.Verify(s.ctx, caller, g, 0))
+	must[VerificationView](t)(c.Verify(s.ctx, caller, g, 0))
 	if !warns() {
 		t.Error("the warning is gone as soon as another verification begins")
 	}

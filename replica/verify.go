@@ -162,6 +162,8 @@ func (r *verifyRun) resume(from store.VerifyObserved) {
 	have := r.report
 	r.report = from
 	r.report.Why = ""
+	r.report.Volumes = maps.Clone(from.Volumes) // who asked goes on reading what it gave
+	r.report.Differences.First = slices.Clone(from.Differences.First)
 	if r.report.Volumes == nil {
 		r.report.Volumes = map[lockstep.VolumeID]store.VerifyProgress{}
 	}

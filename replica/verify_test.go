@@ -493,7 +493,7 @@ func TestQuietRange(t *testing.T) {
 	// One that waits for a write gives up with the mode, and tries again in the next.
 	b.twoSided(f, 3)
 	last := b.write(0, 4)
-	h = f.next()
+	f.next()
 	go claim(context.Background())
 	untilOps(t, b.v, 2)
 	b.v.setMode(protocol.ModeRefused, 4, nil, nil, "elsewhere")

@@ -31,6 +31,9 @@ func (w *world) buildRandom() {
 	if w.opt.Focus == FocusOperator {
 		np, ns, count, slow = 2, 1+w.rng.IntN(2), 2+w.rng.IntN(2), 40
 	}
+	if w.opt.Focus == FocusForced {
+		np, ns, count, slow = 1+w.rng.IntN(2), 1+w.rng.IntN(2), 2+w.rng.IntN(2), 40
+	}
 	pairs := make([][2]int, count)
 	for i := range pairs {
 		pairs[i] = [2]int{i % np, i % ns}
@@ -40,9 +43,6 @@ func (w *world) buildRandom() {
 		if i >= ns {
 			pairs[i][1] = w.rng.IntN(ns)
 		}
-	}
-	if w.opt.Focus == FocusForced {
-		np, ns, count, slow = 1+w.rng.IntN(2), 1+w.rng.IntN(2), 2+w.rng.IntN(2), 40
 	}
 	w.lateness = w.between(3, 25)
 	if w.opt.Focus == FocusForced {

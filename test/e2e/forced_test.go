@@ -383,4 +383,3 @@ func deref(s *string) string {
 	}
 	return *s
 }
-

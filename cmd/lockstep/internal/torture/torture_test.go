@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,14 +71,16 @@ func TestCarryOut(t *testing.T) {
 	}
 	r := &run{tell: tell}
 	ctx, cancel := context.WithCancel(t.Context())
-	var done []string
+	var mu sync.Mutex
+	done := map[string]bool{}
+	note := func(what string) { mu.Lock(); done[what] = true; mu.Unlock() }
 	p := &plan{steps: []step{
-		{0, func(context.Context) error { done = append(done, "first"); return errors.New("no such process") }},
-		{20 * time.Millisecond, func(context.Context) error { done = append(done, "second"); cancel(); return nil }},
-		{time.Hour, func(context.Context) error { done = append(done, "third"); return nil }},
+		{0, func(context.Context) error { note("first"); return errors.New("no such process") }},
+		{20 * time.Millisecond, func(context.Context) error { note("second"); cancel(); return nil }},
+		{time.Hour, func(context.Context) error { note("third"); return nil }},
 	}}
 	r.carryOut(ctx, t.Context(), p)
-	if strings.Join(done, " ") != "first second" {
+	if !done["first"] || !done["second"] || done["third"] {
 		t.Errorf("done: %v", done)
 	}
 	if f := p.judge(); f == nil || f.Kind != KindWrong || !strings.Contains(f.Error(), "no such process") {
