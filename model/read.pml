@@ -24,12 +24,8 @@ bool lease = 1, over, reported, committed;
 #else
 #define SETTLED (!inFlight)
 #endif
-#ifdef BAD_LEASE_FIRST          /* the lease is looked at when the read begins, not when it has read */
-#define LEASED (!RULES_OF_IN_SYNC || startedLeased)
-#else
 #define LEASED (!RULES_OF_IN_SYNC || lease)
-#endif
-bool startedLeased, newWrite;
+bool newWrite;
 
 init {
 end: do
@@ -42,12 +38,12 @@ end: do
   :: d_step { !inFlight && !reported -> printf("primary: answers: two-sided\n"); reported = 1 }
   :: d_step { reported && !committed -> committed = 1 }
 #endif
-  :: d_step { !reading -> reading = 1; copied = 0; floorOfRead = acked; startedLeased = lease; if :: newWrite -> floorOfRead = 9 :: else fi }
+  :: d_step { !reading -> reading = 1; copied = 0; floorOfRead = acked; if :: newWrite -> floorOfRead = 9 :: else fi }
   :: d_step { reading && !copied -> copied = 1; got = mine }
   :: d_step { reading && copied && SETTLED && LEASED -> printf("primary: a read gives out %d\n", got);
      assert(got >= floorOfRead); if :: got > givenOut -> givenOut = got :: else fi;
-     assert(!over || got <= theirs); reading = 0; copied = 0; got = 0; floorOfRead = 0; startedLeased = 0 }
-  :: d_step { reading -> reading = 0; copied = 0; got = 0; floorOfRead = 0; startedLeased = 0 }
+     assert(!over || got <= theirs); reading = 0; copied = 0; got = 0; floorOfRead = 0 }
+  :: d_step { reading -> reading = 0; copied = 0; got = 0; floorOfRead = 0 }
   /* failover: the lease has run out before the other side serves */
 #ifdef COPYING
   :: d_step { lease && committed -> lease = 0 }

@@ -6,7 +6,7 @@ import "testing"
 // seed of a bounded range. Three more are shown by stories: see TestRepairEndsWithItsEpoch,
 // TestReprotectUnitesTheMaps and TestContinueWaitsForEverySecondary.
 func TestMutants(t *testing.T) {
-	const bound = 600
+	const bound = 1500
 	for _, m := range []struct {
 		name  string
 		brk   Mutant

@@ -32,7 +32,10 @@ func (w *world) buildRandom() {
 		np, ns, count, slow = 2, 1+w.rng.IntN(2), 2+w.rng.IntN(2), 40
 	}
 	if w.opt.Focus == FocusForced {
-		np, ns, count, slow = 1+w.rng.IntN(2), 1+w.rng.IntN(2), 2+w.rng.IntN(2), 40
+		slow = 40
+		if w.chance(50) { // a cut goes through several volumes
+			np, ns, count = 1+w.rng.IntN(2), 1+w.rng.IntN(2), 2+w.rng.IntN(2)
+		}
 	}
 	pairs := make([][2]int, count)
 	for i := range pairs {
