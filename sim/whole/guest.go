@@ -26,9 +26,10 @@ type guest struct {
 	busy time.Duration // mean time between requests
 }
 
-func (w *World) startGuests(n int, busy time.Duration) {
-	for i := range n {
-		g := &guest{w: w, name: fmt.Sprintf("g%d", i+1), dice: newDice(w.seed, 200+uint64(i)), busy: busy}
+func (w *World) startGuests(n, side int, busy time.Duration) {
+	for range n {
+		w.guests++
+		g := &guest{w: w, name: fmt.Sprintf("g%d", w.guests), dice: newDice(w.seed, 200+uint64(w.guests)), side: side, busy: busy}
 		w.tasks.Go(g.run)
 	}
 }

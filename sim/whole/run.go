@@ -57,7 +57,7 @@ func (w *World) play(d *dice) error {
 	if err := w.build(2); err != nil {
 		return err
 	}
-	w.startGuests(3+d.below(3), d.between(20*time.Millisecond, 120*time.Millisecond))
+	w.startGuests(3+d.below(3), 0, d.between(20*time.Millisecond, 120*time.Millisecond))
 	if d.chance(0.9) { // else the disasters meet a group that was never in sync
 		if err := w.act("sync"); err != nil {
 			return err

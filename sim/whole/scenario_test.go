@@ -19,7 +19,7 @@ func tell(t *testing.T, nodes int, story func(w *World)) {
 		if err := w.build(2); err != nil {
 			t.Fatal(err)
 		}
-		w.startGuests(4, 30*time.Millisecond)
+		w.startGuests(4, 0, 30*time.Millisecond)
 		w.must(w.act("sync"))
 		w.await(time.Minute, "available", "active", "0")
 		w.tasks.Go(func() {
@@ -111,6 +111,7 @@ func TestScenarioResyncFromTheRightSide(t *testing.T) {
 		w.isolate(1, true)
 		w.must(w.act("failover"))
 		w.await(time.Minute, "failovered", "", "")
+		w.startGuests(2, 1, 30*time.Millisecond) // those of the zone that was cut off may all wait there
 		w.progress(30 * time.Second)
 		time.Sleep(3 * time.Second)
 		w.isolate(1, false)
@@ -133,6 +134,7 @@ func TestScenarioNeverTwoSides(t *testing.T) {
 		}
 		w.must(w.act("failover"))
 		w.await(time.Minute, "failovered", "", "")
+		w.startGuests(2, 1, 30*time.Millisecond) // those of the zone that was cut off may all wait there
 		w.progress(30 * time.Second)
 		time.Sleep(5 * time.Second) // both zones have guests that ask
 	})

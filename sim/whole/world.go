@@ -29,7 +29,7 @@ type World struct {
 	mem                           *memstore.Mem
 	hosts                         []*host
 	brains                        []*brain
-	lives                         int
+	lives, guests                 int
 	tasks                         sync.WaitGroup
 	over                          atomic.Bool
 	loseAnswers                   float64 // share of the store's answers that get lost
