@@ -115,7 +115,9 @@ func TestScenarioResyncFromTheRightSide(t *testing.T) {
 		w.progress(30 * time.Second)
 		time.Sleep(3 * time.Second)
 		w.isolate(1, false)
-		w.must(w.act("reprotect"))
+		if !w.eventually(30*time.Second, func() bool { return w.act("reprotect") == nil }) { // its nodes must be seen first
+			w.fail("no reprotect")
+		}
 		w.await(time.Minute, "available", "active", "0")
 		if r := w.now(); r.Primary != "az2" {
 			w.fail("the primary is %s", r.Primary)
