@@ -71,6 +71,15 @@ func (w *World) isolate(zone int, on bool) {
 	}
 }
 
+// between calls f for the way from each host of a to each of b.
+func (w *World) between(a, b []*host, f func(there way)) {
+	for _, x := range a {
+		for _, y := range b {
+			f(way{string(x.id), string(y.id)})
+		}
+	}
+}
+
 func (w *World) zone(n int) []*host {
 	half := len(w.hosts) / 2
 	return w.hosts[(n-1)*half : n*half]
@@ -185,16 +194,10 @@ func TestScenarioPowerInBothOrders(t *testing.T) {
 func TestScenarioDisasterInTheMiddleOfAResync(t *testing.T) {
 	tell(t, 2, func(w *World) {
 		a, b := w.zone(1), w.zone(2)
-		w.net.setCut(way{string(a[0].id), string(b[0].id)}, true)
-		w.net.setCut(way{string(a[1].id), string(b[1].id)}, true)
+		w.between(a, b, func(there way) { w.net.setCut(there, true) })
 		time.Sleep(10 * time.Second)
-		for _, x := range a {
-			for _, y := range b {
-				w.net.setSlow(way{string(x.id), string(y.id)}, 300*time.Millisecond)
-			}
-		}
-		w.net.setCut(way{string(a[0].id), string(b[0].id)}, false)
-		w.net.setCut(way{string(a[1].id), string(b[1].id)}, false)
+		w.between(a, b, func(there way) { w.net.setSlow(there, 300*time.Millisecond) })
+		w.between(a, b, func(there way) { w.net.setCut(there, false) })
 		if !w.eventually(time.Minute, func() bool { return w.now().State == "copying" }) {
 			w.fail("no resync begins")
 		}
