@@ -15,7 +15,7 @@ SIM_PACKAGES  := $(if $(wildcard sim/*_test.go),./sim/...)
 E2E_PACKAGES  := ./cmd/lockstep $(if $(shell find test -name '*_test.go' 2>/dev/null),./test/...)
 # Packages with tests that -short leaves out; ./cmd/lockstep, the demonstration, runs with the e2e tests.
 LONG_PACKAGES := ./nbd ./control ./disk ./node
-SEEDS         ?= 500
+SEEDS         ?= 2000
 SEED          ?=
 # Seeds of the simulation of whole nodes, and the time after which no more of them is begun.
 WHOLE_SEEDS   ?= 100
@@ -103,8 +103,10 @@ sim-whole: ## the simulation of real nodes and controllers: WHOLE_SEEDS=n runs, 
 ifneq ($(SEED),)
 	$(CACHE)/bin/simrun -seed $(SEED)
 else
-	$(CACHE)/bin/simrun -run Scenario
-	$(CACHE)/bin/simrun -seeds $(WHOLE_SEEDS) -for $(WHOLE_TIME)
+	@# Each uses one core.
+	$(CACHE)/bin/simrun -run Scenario & scenarios=$$!; failed=0; \
+	$(CACHE)/bin/simrun -seeds $(WHOLE_SEEDS) -for $(WHOLE_TIME) || failed=1; \
+	wait $$scenarios && exit $$failed
 endif
 
 # A binary of its own, with the checks of the tag. With E2E_BUILD=-race (and CGO_ENABLED=1) the tests

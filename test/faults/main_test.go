@@ -10,9 +10,9 @@ import (
 )
 
 var (
-	seedFlag       = flag.Uint64("seed", 0, "seed of the faults (default: the time)")
-	killsFlag      = flag.Int("kills", 8, "rounds of killed, frozen and restarted processes")
-	partitionsFlag = flag.Int("partitions", 8, "rounds of network faults")
+	seedFlag       = flag.Uint64("seed", 1, "seed of the faults; 0: the time")
+	killsFlag      = flag.Int("kills", 6, "rounds of killed, frozen and restarted processes")
+	partitionsFlag = flag.Int("partitions", 6, "rounds of network faults")
 	onlyFlag       = flag.String("only", "", "network faults whose name holds this alone")
 	keepFlag       = flag.Bool("keep", false, "keep the directory of the run")
 )

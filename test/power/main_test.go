@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	seedFlag   = flag.Uint64("seed", 0, "seed of the load and of what is drawn (default: the time)")
+	seedFlag   = flag.Uint64("seed", 1, "seed of the load and of what is drawn; 0: the time")
 	lossesFlag = flag.Int("losses", 2, "how many losses of power at least")
 	keepFlag   = flag.Bool("keep", false, "keep the directory of the run")
 )
