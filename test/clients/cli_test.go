@@ -114,6 +114,7 @@ func TestCommandLine(t *testing.T) {
 		"controller": true, // what every deployment here is made of
 		"node":       true,
 		"dev":        true,
+		"torture":    true, // as demo
 	}}
 
 	// The life of a group.
@@ -156,6 +157,9 @@ func TestCommandLine(t *testing.T) {
 	if got := c.list("group", "list", "--name", "g"); len(got) != 1 {
 		t.Errorf("groups: %v", got)
 	}
+	proof := c.object("group", "verify", "g", "--rate", "100000", "--wait", "--timeout", "2m")
+	c.want(proof, "state", "equal", "differences", "0")
+	c.want(c.object("group", "explain", "g"), "condition", "in sync", "priority_station", "az1", "behind_bytes", "0")
 	c.want(c.object("group", "extend", "g", "--pair", "p", "--size", "3"), "replication_status", "active")
 	c.want(c.object("volume", "show", "db-dr"), "size", "3", "replication_status", "active")
 	_, said = c.run(done, "group", "switchover", "g", "--yes", "--wait")
@@ -169,6 +173,26 @@ func TestCommandLine(t *testing.T) {
 		t.Errorf("after all that the disk holds %q", got)
 	}
 	c.want(c.object("group", "pause", "g"), "status", "available", "replication_status", "active-stopped")
+
+	// A failover that loses writes, and what the side that lost had.
+	c.run(usage, "group", "failover", "g", "--force", "--yes") // the loss was not looked at
+	preview := c.object("group", "failover-preview", "g")
+	c.want(preview, "allowed", "true", "forced", "true", "bytes_missing", "0")
+	_, said = c.run(done, "group", "failover", "g", "--force", "--token", fmt.Sprint(preview["token"]), "--yes", "--wait")
+	c.waited(said, "failovered/active-stopped")
+	var image object
+	eventually(t, patience, "the divergence image is there", func() error {
+		if images := c.list("group", "divergence", "list", "g"); len(images) == 1 {
+			image = images[0]
+			return nil
+		}
+		return fmt.Errorf("not yet")
+	})
+	c.run(done, "group", "divergence", "delete", "g", fmt.Sprint(image["id"]), "--yes")
+	c.run(done, "group", "reprotect", "g", "--wait")
+	c.run(done, "group", "switchover", "g", "--yes", "--wait")
+	c.run(done, "group", "pause", "g")
+
 	c.run(done, "group", "policy", "g", "strict")
 	c.want(c.object("group", "show", "g"), "lockstep_one_sided", "strict")
 	c.want(c.object("group", "update", "g", "--name", "h", "--wait"), "name", "h", "status", "available")
@@ -183,6 +207,7 @@ func TestCommandLine(t *testing.T) {
 		{"group", "switchover", "h", "--yes"},
 		{"group", "reprotect", "h"},
 		{"group", "delete", "h", "--yes"},
+		{"group", "verify", "h"},
 		{"pair", "delete", "p", "--yes"},
 		{"group", "continue", "h", "--reason", "r", "--yes"},
 		{"group", "confirm-node-off", "h", "--node", "az1-node-1", "--reason", "r", "--yes"},
@@ -203,6 +228,8 @@ func TestCommandLine(t *testing.T) {
 		{"group", "show", "none"},
 		{"group", "sync", "none"},
 		{"group", "history", "none"},
+		{"group", "explain", "none"},
+		{"group", "failover-preview", "none"},
 		{"group", "update", "h", "--add-pair", "none"},
 		{"dev", "status", "--dir", filepath.Join(d.dir, "none")},
 		{"dev", "stop", "az9", "--dir", d.dir},
