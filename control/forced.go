@@ -297,6 +297,7 @@ func (t *tx) receipt(r protocol.Record, what, by, request string, loss store.For
 	t.history(r, what, by, request)
 	t.put(keyHistoryEpoch(r.Group, r.Epoch), store.HistoryEntry{
 		At: t.now, Group: r.Group, Epoch: r.Epoch, What: what, By: by, RequestID: request, Receipt: &loss,
+		Condition: condition(r),
 	})
 }
 

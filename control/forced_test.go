@@ -70,6 +70,9 @@ func TestForcedFailover(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := s.awaitGroup(c, id, StatusFailovered, ReplicationStopped)
+	if e, err := c.Explain(s.ctx, caller, id); err != nil || e.Condition != "failed over" || e.Since.IsZero() {
+		t.Errorf("explained as %q since %s, %v", e.Condition, e.Since, err)
+	}
 	r := s.record(id)
 	if g.Priority != "az2" || r.Primary != "az2" || r.Forced == nil || !r.Fenced || r.InSync {
 		t.Fatalf("%s: %+v", r.Describe(), r.Forced)
