@@ -23,6 +23,7 @@ type truth struct {
 	ackTop  map[lockstep.AZ]lockstep.Epoch
 	leftAt  map[lockstep.Epoch]int64 // when the record left an epoch
 	strict  map[lockstep.Epoch]bool  // epochs out of sync under the strict policy
+	grace   grace
 }
 
 func (t *truth) init(pairs int) {
@@ -76,6 +77,10 @@ func (t *truth) ackedAt(w *world, pv *pvol, id wid) {
 	}
 	for b := range t.may[pv.v.pair] {
 		if slices.Contains(t.may[pv.v.pair][b], id) {
+			if alone && t.inGrace(w, az) {
+				t.grace.may[pv.v.pair][b] = append(slices.Clone(t.grace.may[pv.v.pair][b]), id)
+				return
+			}
 			t.settled(pv.v.pair, b, id)
 			if w.opt.Story {
 				w.say("%s: acknowledges w%d (%s block %d) in mode %s", pv.v.n.id, id, pv.v.id, b, pv.mode)

@@ -83,6 +83,19 @@ func (w *world) overwritten(v *vol, rec protocol.Record) {
 	}
 }
 
+// grace is the time after the commit of a forced failover under the policy strict in which the side
+// that lost may still hold a lease of the store, and the other side waits. What it serves meanwhile
+// is given up, as was said.
+type grace struct {
+	az    lockstep.AZ
+	until int64
+	may   [][blocksPerVolume][]wid // by pair and block: what its reads may give
+}
+
+func (t *truth) inGrace(w *world, az lockstep.AZ) bool {
+	return t.grace.az == az && w.now <= t.grace.until
+}
+
 // forcedOver: by force, the other side is primary with its last consistent image. Whatever was
 // acknowledged while the sides were in sync must be in it; what came later is lost, and said to be.
 // Requests that are open may still be carried out.
@@ -93,6 +106,8 @@ func (t *truth) forcedOver(w *world, old, now protocol.Record) {
 	w.stats.Forced++
 	if !now.Fenced {
 		w.stats.ForcedStrict++
+		t.grace = grace{az: old.Primary, until: w.now + leaseTTLMs}
+		t.grace.may = slices.Clone(t.may) // its lists are replaced, never changed
 	}
 	for pair := range t.may {
 		s := w.volOf(pair, now.Primary)
