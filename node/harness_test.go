@@ -516,6 +516,12 @@ func (l *load) check(side int) {
 	bad := 0
 	for i, ids := range l.c.vols {
 		dev := l.c.dev(ids[side])
+		l.c.eventually("the node has read of its role", func() error { // the record knows before the node does
+			if err := dev.ReadAt(context.Background(), make([]byte, blockBytes), 0); errors.Is(err, lockstep.ErrDemoted) {
+				return err
+			}
+			return nil
+		})
 		for k, b := range l.blocks[i] {
 			p := make([]byte, blockBytes)
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
