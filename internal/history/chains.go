@@ -21,7 +21,13 @@ type Chains struct {
 	disks, count, slots int
 	base                int64
 
+	// FlushEvery makes each chain flush all disks after so many writes; 0: never. FUAEvery makes every
+	// so manieth write one with FUA. Both are set before Run.
+	FlushEvery, FUAEvery uint64
+
 	acked   []atomic.Uint64
+	stable  []atomic.Uint64 // acknowledged before a flush of all disks began that succeeded
+	floor   []uint64        // what was there after the last loss of both sides' power, gaps and all
 	total   atomic.Uint64
 	longest atomic.Int64 // ns
 }
@@ -29,7 +35,10 @@ type Chains struct {
 // NewChains makes count chains over so many disks, with slots blocks of each disk for each, from
 // byte base on.
 func NewChains(run uint64, disks, count, slots int, base int64) *Chains {
-	return &Chains{run: run, disks: disks, count: count, slots: slots, base: base, acked: make([]atomic.Uint64, count)}
+	return &Chains{
+		run: run, disks: disks, count: count, slots: slots, base: base,
+		acked: make([]atomic.Uint64, count), stable: make([]atomic.Uint64, count), floor: make([]uint64, count),
+	}
 }
 
 // Bytes is how much of each disk they use.
@@ -84,13 +93,14 @@ func (c *Chains) Run(ctx context.Context, disks []block.Device) error {
 }
 
 func (c *Chains) write(ctx context.Context, chain int, disks []block.Device) error {
+	lasting := context.WithoutCancel(ctx)
 	b := make([]byte, BlockBytes)
 	for ctx.Err() == nil {
 		k := c.acked[chain].Load() + 1
 		c.Fill(b, chain, k)
 		disk, off := c.Place(chain, k)
 		began := time.Now()
-		if err := disks[disk].WriteAt(context.WithoutCancel(ctx), b, off, false); err != nil {
+		if err := disks[disk].WriteAt(lasting, b, off, c.FUAEvery != 0 && k%c.FUAEvery == 0); err != nil {
 			return fmt.Errorf("chain %d, write %d: %w", chain, k, err)
 		}
 		took := time.Since(began).Nanoseconds()
@@ -98,23 +108,51 @@ func (c *Chains) write(ctx context.Context, chain int, disks []block.Device) err
 		}
 		c.acked[chain].Store(k)
 		c.total.Add(1)
+		if c.FlushEvery == 0 || k%c.FlushEvery != 0 {
+			continue
+		}
+		for i, d := range disks {
+			if err := d.Flush(lasting); err != nil {
+				return fmt.Errorf("chain %d, flush of disk %d after write %d: %w", chain, i, k, err)
+			}
+		}
+		c.stable[chain].Store(k)
 	}
 	return nil
 }
 
 // Inspect reads the disks and judges them as Judge does. No chain may be running.
 func (c *Chains) Inspect(ctx context.Context, disks []block.Device) error {
-	image := make([][]byte, c.disks)
-	for i := range image {
-		image[i] = make([]byte, c.Bytes())
-		if err := disks[i].ReadAt(ctx, image[i], c.base); err != nil {
-			return fmt.Errorf("read disk %d: %w", i, err)
-		}
+	image, err := c.read(ctx, disks)
+	if err != nil {
+		return err
 	}
 	if err := c.Judge(image); err != nil {
 		return &ImageError{err}
 	}
 	return nil
+}
+
+// InspectAfterPowerLoss judges disks that lost the page cache of both sides: what was flushed is there,
+// and nothing that was never written. It tells how many acknowledged writes at the ends of the chains
+// are gone, and sets the chains to go on after what is there.
+func (c *Chains) InspectAfterPowerLoss(ctx context.Context, disks []block.Device) (lost int, err error) {
+	image, err := c.read(ctx, disks)
+	if err != nil {
+		return 0, err
+	}
+	return c.judge(image, false)
+}
+
+func (c *Chains) read(ctx context.Context, disks []block.Device) ([][]byte, error) {
+	image := make([][]byte, c.disks)
+	for i := range image {
+		image[i] = make([]byte, c.Bytes())
+		if err := disks[i].ReadAt(ctx, image[i], c.base); err != nil {
+			return nil, fmt.Errorf("read disk %d: %w", i, err)
+		}
+	}
+	return image, nil
 }
 
 // ImageError says what is wrong with an image; other errors of Inspect are the disks'.
@@ -128,6 +166,12 @@ func (e *ImageError) Unwrap() error { return e.err }
 // none without all before it. It then sets the chains to go on after what is there, as an
 // application that recovers from its disks.
 func (c *Chains) Judge(image [][]byte) error {
+	_, err := c.judge(image, true)
+	return err
+}
+
+// judge: exact, nothing acknowledged may be missing; else what was not flushed may be.
+func (c *Chains) judge(image [][]byte, exact bool) (lost int, err error) {
 	var errs []error
 	for chain := range c.count {
 		var newest uint64
@@ -142,19 +186,40 @@ func (c *Chains) Judge(image [][]byte) error {
 			}
 		}
 		acked := c.acked[chain].Load()
-		if newest < acked {
-			errs = append(errs, fmt.Errorf("chain %d: write %d was acknowledged, the newest that is there is %d", chain, acked, newest))
+		kept, sure := acked, newest // writes up to sure are in their places
+		if !exact {
+			kept = c.stable[chain].Load()
+			sure = kept
+		}
+		if newest < kept {
+			errs = append(errs, fmt.Errorf("chain %d: write %d was to be kept, the newest that is there is %d", chain, kept, newest))
 		}
 		if newest > acked+1 {
 			errs = append(errs, fmt.Errorf("chain %d: write %d is there, and only %d was acknowledged", chain, newest, acked))
 		}
-		for k := newest; k > 0 && k+uint64(c.disks*c.slots) > newest; k-- {
-			disk, off := c.Place(chain, k)
-			if have, err := c.Parse(image[disk][off-c.base:], disk, chain); err == nil && have != k {
-				errs = append(errs, fmt.Errorf("chain %d: write %d is there, but at the place of write %d is %d", chain, newest, k, have))
-			}
-		}
+		errs = append(errs, c.gaps(image, chain, newest, sure)...)
+		lost += int(acked - min(acked, newest))
 		c.acked[chain].Store(newest)
+		c.stable[chain].Store(min(c.stable[chain].Load(), newest))
+		if !exact {
+			c.floor[chain] = newest
+		}
 	}
-	return errors.Join(errs...)
+	return lost, errors.Join(errs...)
+}
+
+// gaps looks for writes up to sure that are not in their place although none that is there can have
+// overwritten them.
+func (c *Chains) gaps(image [][]byte, chain int, newest, sure uint64) []error {
+	var errs []error
+	for k := newest; k > 0 && k+uint64(c.disks*c.slots) > newest; k-- {
+		if k > sure || k <= c.floor[chain] {
+			continue
+		}
+		disk, off := c.Place(chain, k)
+		if have, err := c.Parse(image[disk][off-c.base:], disk, chain); err == nil && have != k {
+			errs = append(errs, fmt.Errorf("chain %d: write %d is there, but at the place of write %d is %d", chain, newest, k, have))
+		}
+	}
+	return errs
 }

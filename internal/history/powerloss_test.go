@@ -1,25 +1,28 @@
-package rig
+package history
 
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/lockstep-dr/lockstep/block"
 )
 
-// TestChainsSeeWhatIsMissing: an image that lost its newest write, one that lost an earlier one, and
+// TestChainsAfterPowerLoss: an image that lost its newest write, one that lost an earlier one, and
 // one with a write that nobody made are judged so.
-func TestChainsSeeWhatIsMissing(t *testing.T) {
-	disks := []block.Device{block.NewMemory(ChainBytes), block.NewMemory(ChainBytes)}
-	c := NewChains(len(disks))
+func TestChainsAfterPowerLoss(t *testing.T) {
+	const slots = 16
+	c := NewChains(1, 2, 16, slots, 0)
 	c.FlushEvery = 8
-	c.Run(disks)
-	for c.stable[3].Load() < 20*ChainSlots {
-		if err := c.Progress(Patience, 100); err != nil {
-			t.Fatal(err)
-		}
+	disks := []block.Device{block.NewMemory(c.Bytes()), block.NewMemory(c.Bytes())}
+	running, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(running, disks) }()
+	for c.stable[3].Load() < 20*slots && len(ended) == 0 {
+		time.Sleep(time.Millisecond)
 	}
-	if err := c.Stop(Patience); err != nil {
+	stop()
+	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
 	ctx := context.Background()
@@ -29,12 +32,12 @@ func TestChainsSeeWhatIsMissing(t *testing.T) {
 	if lost, err := c.InspectAfterPowerLoss(ctx, disks); err != nil || lost != 0 {
 		t.Fatalf("a good image: %d lost, %v", lost, err)
 	}
-	c.floor = [ChainCount]uint64{}
+	clear(c.floor)
 	put := func(chain int, at, k uint64) (undo func()) {
 		t.Helper()
-		disk, off := c.place(chain, at)
+		disk, off := c.Place(chain, at)
 		old, b := make([]byte, BlockBytes), make([]byte, BlockBytes)
-		fill(b, chain, k)
+		c.stamp(disk, chain, k).fill(b)
 		for _, err := range []error{disks[disk].ReadAt(ctx, old, off), disks[disk].WriteAt(ctx, b, off, false)} {
 			if err != nil {
 				t.Fatal(err)
@@ -43,7 +46,7 @@ func TestChainsSeeWhatIsMissing(t *testing.T) {
 		return func() { _ = disks[disk].WriteAt(ctx, old, off, false) }
 	}
 	newest := c.acked[3].Load()
-	window := uint64(2 * ChainSlots)
+	window := uint64(2 * slots)
 	for name, bad := range map[string]struct {
 		at, k uint64
 		power bool // wrong after a loss of both sides' power, too
@@ -63,7 +66,7 @@ func TestChainsSeeWhatIsMissing(t *testing.T) {
 		if _, err := c.InspectAfterPowerLoss(ctx, disks); (err != nil) != bad.power {
 			t.Errorf("%s, after a loss of power: %v", name, err)
 		}
-		c.floor = [ChainCount]uint64{}
+		clear(c.floor)
 		c.acked[3].Store(newest)
 		c.stable[3].Store(stable)
 		undo()
