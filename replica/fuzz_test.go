@@ -25,27 +25,34 @@ type fuzzOp struct {
 	offset, length            uint32
 }
 
+// opBytes is the input that makes one frame.
+func opBytes(kind wire.Kind, epoch, place uint8, offset, length uint32, body []byte) []byte {
+	b := []byte{byte(kind), 0, epoch, place}
+	b = binary.BigEndian.AppendUint32(b, offset)
+	return append(binary.BigEndian.AppendUint32(b, length), body...)
+}
+
 // frames makes a stream of frames out of input: an op, then its body, which is cut from the input.
 func frames(input []byte, s lockstep.Session, at lockstep.Epoch) []byte {
 	var out bytes.Buffer
 	for seq := uint64(1); len(input) >= 12; seq++ {
-		op := fuzzOp{input[0], input[1], input[2], input[3], binary.BigEndian.Uint32(input[4:]), binary.BigEndian.Uint32(input[8:])}
+		in := fuzzOp{input[0], input[1], input[2], input[3], binary.BigEndian.Uint32(input[4:]), binary.BigEndian.Uint32(input[8:])}
 		input = input[12:]
 		h := wire.Header{
-			Kind: wire.Kind(op.kind % 18), Flags: uint16(op.flags), Group: wire.Key("g"), Session: s, Volume: wire.Key("pair"), Seq: seq,
-			Epoch: at + lockstep.Epoch(op.epoch%4) - 1, Offset: uint64(op.offset) << (op.place & 31), Length: uint64(op.length),
+			Kind: wire.Kind(in.kind % 18), Flags: uint16(in.flags), Group: wire.Key("g"), Session: s, Volume: wire.Key("pair"), Seq: seq,
+			Epoch: at + lockstep.Epoch(in.epoch%4) - 1, Offset: uint64(in.offset) << (in.place & 31), Length: uint64(in.length),
 		}
-		if op.place&32 != 0 {
+		if in.place&32 != 0 {
 			h.Volume++
 		}
-		n := min(len(input), int(op.length%(1<<17)))
+		n := min(len(input), int(in.length%(1<<17)))
 		body := input[:n]
 		input = input[n:]
 		switch {
-		case op.place&64 != 0: // a body as long as the header says, for writes
+		case in.place&64 != 0: // a body as long as the header says, for writes
 			h.Length = uint64(n)
-		case op.place&128 != 0: // a header that promises more than comes
-			h.BodyLen, h.BodyCRC = op.length, wire.Checksum(body)
+		case in.place&128 != 0: // a header that promises more than comes
+			h.BodyLen, h.BodyCRC = in.length, wire.Checksum(body)
 			raw := make([]byte, wire.HeaderSize)
 			h.Put(raw)
 			out.Write(raw)
@@ -60,15 +67,7 @@ func frames(input []byte, s lockstep.Session, at lockstep.Epoch) []byte {
 // FuzzInbox plays a primary that says anything: the secondary neither panics nor waits for ever, what
 // it allocates has a bound, and nothing is applied on a connection on which no epoch was announced.
 func FuzzInbox(f *testing.F) {
-	p := newPair(f)
-	p.sync(f)
-	r := p.st.get()
-	p.st.mu.Lock()
-	p.st.hosts = p.st.hosts[1:]
-	p.st.mu.Unlock()
-	if err := p.a.Close(); err != nil {
-		f.Fatal(err)
-	}
+	p, session, r := alone(f)
 	raw, err := json.Marshal(r)
 	if err != nil {
 		f.Fatal(err)
@@ -77,22 +76,17 @@ func FuzzInbox(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	op := func(kind wire.Kind, epoch, place uint8, offset, length uint32, body []byte) []byte {
-		b := []byte{byte(kind), 0, epoch, place}
-		b = binary.BigEndian.AppendUint32(b, offset)
-		return append(binary.BigEndian.AppendUint32(b, length), body...)
-	}
 	for _, announced := range []byte{0, 1} {
 		for _, ops := range [][][]byte{
-			{op(wire.KindWrite, 1, 64, 0, 512, make([]byte, 512)), op(wire.KindFlush, 1, 0, 0, 0, nil)},
-			{op(wire.KindZero, 1, 0, 4096, 1<<20, nil), op(wire.KindZero, 1, 31, 1<<31, 1<<31, nil)},
-			{op(wire.KindCompare, 1, 0, 0, 65536, make([]byte, 32)), op(wire.KindCompare, 1, 0, 0, 1<<16+64, make([]byte, 64))},
-			{op(wire.KindRead, 1, 0, 0, 4096, nil), op(wire.KindRead, 1, 12, 1<<20, 0xffffffff, nil)},
-			{op(wire.KindPreserve, 1, 0, 0, 16, wire.PutExtents([]lockstep.Extent{{Off: 0, Len: 65536}})), op(wire.KindPreserve, 1, 0, 0, 16, bytes.Repeat([]byte{0x0f}, 16))},
-			{op(wire.KindAnnounce, 2, 0, 0, uint32(len(announce)), announce), op(wire.KindAnnounce, 1, 0, 0, 2, []byte("{}"))},
-			{op(wire.KindWrite, 0, 64, 0, 8, []byte("12345678")), op(wire.KindWrite, 2, 96, 0, 8, []byte("12345678"))},
-			{op(wire.KindWrite, 1, 128, 0, 0xfffffff0, []byte("cut off"))},
-			{op(wire.KindAnnounce, 1, 128, 0, 8<<20, []byte("cut off"))},
+			{opBytes(wire.KindWrite, 1, 64, 0, 512, make([]byte, 512)), opBytes(wire.KindFlush, 1, 0, 0, 0, nil)},
+			{opBytes(wire.KindZero, 1, 0, 4096, 1<<20, nil), opBytes(wire.KindZero, 1, 31, 1<<31, 1<<31, nil)},
+			{opBytes(wire.KindCompare, 1, 0, 0, 65536, make([]byte, 32)), opBytes(wire.KindCompare, 1, 0, 0, 1<<16+64, make([]byte, 64))},
+			{opBytes(wire.KindRead, 1, 0, 0, 4096, nil), opBytes(wire.KindRead, 1, 12, 1<<20, 0xffffffff, nil)},
+			{opBytes(wire.KindPreserve, 1, 0, 0, 16, wire.PutExtents([]lockstep.Extent{{Off: 0, Len: 65536}})), opBytes(wire.KindPreserve, 1, 0, 0, 16, bytes.Repeat([]byte{0x0f}, 16))},
+			{opBytes(wire.KindAnnounce, 2, 0, 0, uint32(len(announce)), announce), opBytes(wire.KindAnnounce, 1, 0, 0, 2, []byte("{}"))},
+			{opBytes(wire.KindWrite, 0, 64, 0, 8, []byte("12345678")), opBytes(wire.KindWrite, 2, 96, 0, 8, []byte("12345678"))},
+			{opBytes(wire.KindWrite, 1, 128, 0, 0xfffffff0, []byte("cut off"))},
+			{opBytes(wire.KindAnnounce, 1, 128, 0, 8<<20, []byte("cut off"))},
 		} {
 			f.Add(append([]byte{announced}, bytes.Join(ops, nil)...))
 		}
@@ -104,7 +98,6 @@ func FuzzInbox(f *testing.F) {
 		}
 		return nil
 	})
-	session := lockstep.Session{Start: 100}
 	f.Fuzz(func(t *testing.T, input []byte) {
 		if len(input) == 0 {
 			return
@@ -169,17 +162,12 @@ func talk(t *testing.T, h *Host, r protocol.Record, s lockstep.Session, announce
 // write of which the stream holds no answer of that session, epoch, volume and sequence.
 func FuzzAnswers(f *testing.F) {
 	s := lockstep.Session{Start: 1, Conn: 1}
-	op := func(kind wire.Kind, epoch, place uint8, offset, length uint32, body []byte) []byte {
-		b := []byte{byte(kind), 0, epoch, place}
-		b = binary.BigEndian.AppendUint32(b, offset)
-		return append(binary.BigEndian.AppendUint32(b, length), body...)
-	}
-	f.Add(op(wire.KindAck, 1, 0, 0, 0, nil))
-	f.Add(op(wire.KindAck, 0, 0, 0, 0, nil))
-	f.Add(op(wire.KindAck, 1, 32, 0, 0, nil))
-	f.Add(op(wire.KindWrite, 1, 64, 0, 5, []byte("12345")))
-	f.Add(bytes.Join([][]byte{op(wire.KindReadReply, 1, 0, 0, 5, []byte("12345")), op(wire.KindAck, 2, 0, 0, 0, nil)}, nil))
-	f.Add(op(wire.KindAck, 1, 128, 0, 0xfffffff0, []byte("cut off")))
+	f.Add(opBytes(wire.KindAck, 1, 0, 0, 0, nil))
+	f.Add(opBytes(wire.KindAck, 0, 0, 0, 0, nil))
+	f.Add(opBytes(wire.KindAck, 1, 32, 0, 0, nil))
+	f.Add(opBytes(wire.KindWrite, 1, 64, 0, 5, []byte("12345")))
+	f.Add(bytes.Join([][]byte{opBytes(wire.KindReadReply, 1, 0, 0, 5, []byte("12345")), opBytes(wire.KindAck, 2, 0, 0, 0, nil)}, nil))
+	f.Add(opBytes(wire.KindAck, 1, 128, 0, 0xfffffff0, []byte("cut off")))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		b := newBed(t)
 		far := b.link(s.Conn)

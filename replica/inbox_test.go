@@ -115,7 +115,7 @@ func (p *pair) holds(t *testing.T) byte {
 }
 
 // alone is a pair in sync whose node a has been stopped: the test speaks in its place.
-func alone(t *testing.T) (*pair, lockstep.Session, protocol.Record) {
+func alone(t testing.TB) (*pair, lockstep.Session, protocol.Record) {
 	p := newPair(t)
 	p.sync(t)
 	r := p.st.get()

@@ -2,8 +2,6 @@ package faults
 
 import (
 	"flag"
-	"fmt"
-	"os"
 	"testing"
 
 	"github.com/lockstep-dr/lockstep/test/rig"
@@ -21,29 +19,5 @@ var (
 var lockstepBin, root string
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == rig.EtcdWord {
-		os.Exit(rig.EtcdMain(os.Args[2:]))
-	}
-	flag.Parse()
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func run(m *testing.M) (code int, err error) {
-	if root, err = rig.TempDir("ls-faults-"); err != nil {
-		return 1, err
-	}
-	if lockstepBin, err = rig.Binary(root); err != nil {
-		return 1, err
-	}
-	code = m.Run()
-	if *keepFlag {
-		fmt.Fprintln(os.Stderr, "kept:", root)
-		return code, nil
-	}
-	return code, os.RemoveAll(root)
+	rig.Run(m, "ls-faults-", keepFlag, func(dir, bin string) { root, lockstepBin = dir, bin })
 }
