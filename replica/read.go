@@ -18,29 +18,32 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := block.CheckRange(off, int64(len(p)), v.Size()); err != nil {
 		return err
 	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	whole := lockstep.Extent{Off: off, Len: int64(len(p))}
 	for {
-		v.mu.Lock()
 		if err := v.admitRead(ctx, whole); err != nil {
-			v.mu.Unlock()
 			return err
 		}
-		gen := v.gen
-		v.mu.Unlock()
-		if ok, err := v.readWhole(ctx, p, whole, gen); ok || err != nil {
+		if ok, err := v.readWhole(ctx, p, whole); ok || err != nil {
 			return err
 		}
 	}
 }
 
-// readWhole reads, and again what was torn, and reports whether all of it may be given out.
-func (v *Volume) readWhole(ctx context.Context, p []byte, whole lockstep.Extent, gen uint64) (bool, error) {
+// readWhole reads, and again what was torn, and reports whether all of it may be given out. Called with
+// mu held, which it gives up while it reads and waits.
+func (v *Volume) readWhole(ctx context.Context, p []byte, whole lockstep.Extent) (bool, error) {
+	gen := v.gen
 	for todo := []lockstep.Extent{whole}; len(todo) > 0; {
 		var torn []lockstep.Extent
 		for _, ext := range todo {
 			parts, err := v.readDisk(p[ext.Off-whole.Off:][:ext.Len], ext)
 			if err != nil {
-				return false, v.broken(err)
+				v.mu.Unlock()
+				err = v.broken(err)
+				v.mu.Lock()
+				return false, err
 			}
 			torn = append(torn, parts...)
 		}
@@ -60,10 +63,10 @@ type read struct {
 	torn []lockstep.Extent
 }
 
-// readDisk reads, and tells which parts were written at the same time.
+// readDisk reads, and tells which parts were written at the same time. Called with mu held, which it
+// gives up meanwhile.
 func (v *Volume) readDisk(p []byte, ext lockstep.Extent) (torn []lockstep.Extent, err error) {
 	r := &read{ext: ext}
-	v.mu.Lock()
 	for _, o := range v.ops {
 		if o.submitted && !o.local {
 			r.tear(o.ext)
@@ -73,7 +76,6 @@ func (v *Volume) readDisk(p []byte, ext lockstep.Extent) (torn []lockstep.Extent
 	v.mu.Unlock()
 	err = v.disk.ReadAt(p, ext.Off)
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	i := slices.Index(v.reads, r)
 	v.reads = slices.Delete(v.reads, i, i+1)
 	return r.torn, err
@@ -112,10 +114,8 @@ func (v *Volume) admitRead(ctx context.Context, ext lockstep.Extent) error {
 	}
 }
 
-// settleRead reports whether what was read since gen may be given out.
+// settleRead reports whether what was read since gen may be given out. Called with mu held.
 func (v *Volume) settleRead(ctx context.Context, ext lockstep.Extent, gen uint64) (bool, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	var deps []*op
 	for _, o := range v.ops {
 		if o.kind != opChunk && o.submitted && o.ext.Overlaps(ext) {
@@ -204,15 +204,16 @@ func (v *Volume) Extents(ctx context.Context, off, length int64) ([]block.Extent
 		return nil, err
 	}
 	ext := lockstep.Extent{Off: off, Len: length}
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	for {
-		v.mu.Lock()
-		err := v.admitRead(ctx, ext)
-		gen := v.gen
-		v.mu.Unlock()
-		if err != nil {
+		if err := v.admitRead(ctx, ext); err != nil {
 			return nil, err
 		}
+		gen := v.gen
+		v.mu.Unlock()
 		exts, err := v.disk.Extents(off, length)
+		v.mu.Lock()
 		if err != nil {
 			return nil, err
 		}
