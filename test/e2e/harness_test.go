@@ -386,8 +386,8 @@ func poll(ctx context.Context, t *testing.T, within time.Duration, what string, 
 		if err == nil {
 			return
 		}
-		if time.Since(began) > within || ctx.Err() != nil {
-			t.Fatalf("not within %s: %s: %v", within, what, err)
+		if stalls.over(began, within) || ctx.Err() != nil {
+			t.Fatalf("not within %s (the disk stalled for %s): %s: %v", within, stalls.slack(began)/probeEcho, what, err)
 		}
 		<-tick.C
 	}

@@ -48,7 +48,13 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
+	done, probed := make(chan struct{}), make(chan error, 1)
+	go func() { probed <- stalls.run(root, done) }()
 	code = m.Run()
+	close(done)
+	if err := <-probed; err != nil {
+		return 1, fmt.Errorf("probe the disk: %w", err)
+	}
 	if *keepFlag {
 		fmt.Fprintln(os.Stderr, "kept:", root)
 		return code, nil

@@ -189,16 +189,16 @@ func (d *deployment) open(p pair, az string) *nbdclient.Client {
 	return c
 }
 
-// writes does one write and returns how long it took; the deadline fails the test.
-func (d *deployment) writes(c *nbdclient.Client, off int64, within time.Duration) time.Duration {
+// writes does one write; one that takes longer than the bound fails the test.
+func (d *deployment) writes(c *nbdclient.Client, off int64, within time.Duration) {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.ctx, within)
+	ctx, cancel := context.WithTimeout(d.ctx, patience)
 	defer cancel()
 	began := time.Now()
-	if err := c.WriteAt(ctx, bytes.Repeat([]byte{byte(began.UnixNano()) | 1}, 4096), off, false); err != nil {
-		d.t.Fatalf("write after %s: %v", time.Since(began), err)
+	err := c.WriteAt(ctx, bytes.Repeat([]byte{byte(began.UnixNano()) | 1}, 4096), off, false)
+	if took := time.Since(began); err != nil || stalls.over(began, within) {
+		d.t.Fatalf("a write took %s, more than %s (the disk stalled for %s): %v", took, within, stalls.slack(began)/probeEcho, err)
 	}
-	return time.Since(began)
 }
 
 // raw is the file of a pair's volume in a zone.
