@@ -172,9 +172,9 @@ func (a *app) force(ctx context.Context, c *client.Client, ref, token string, ye
 
 // groupDivergence is the family of commands about divergence images.
 func (a *app) groupDivergence() *cobra.Command {
-	cmd := parent("divergence", "List and delete what a side had that lost a forced failover",
+	cmd := parent("divergence", "List, export and delete what a side had that lost a forced failover",
 		"When the old primary of a forced failover returns, what it alone had is kept as a\ndivergence image, before a reprotect overwrites it: whole, read-only, and until it is\ndeleted here. Its URI can be read by every NBD client, for instance with\n`qemu-img convert -f raw -O qcow2 URI old.qcow2`.",
-		"  lockstep group divergence list shop\n  qemu-img convert -f raw -O qcow2 'nbd+unix:///VOLUME@diverged-12?socket=/run/lockstep/nbd.sock' old.qcow2\n  lockstep group divergence delete shop 12 --yes")
+		"  lockstep group divergence list shop\n  lockstep group divergence export shop 12 --dir /srv/rescue\n  lockstep group divergence delete shop 12 --yes")
 	list := &cobra.Command{
 		Use: "list GROUP", Short: "List divergence images",
 		Long:    "Lists a group's divergence images with the NBD URIs of their volumes, the oldest\nfirst. IMAGE is the epoch of the forced failover.",
@@ -219,6 +219,6 @@ func (a *app) groupDivergence() *cobra.Command {
 		}
 		return c.DeleteDivergenceImage(ctx, g.ID, args[1])
 	})
-	cmd.AddCommand(list, del)
+	cmd.AddCommand(list, a.groupDivergenceExport(), del)
 	return cmd
 }

@@ -188,6 +188,17 @@ func TestCommandLine(t *testing.T) {
 		}
 		return fmt.Errorf("not yet")
 	})
+	rescue := t.TempDir()
+	export := []string{"group", "divergence", "export", "g", fmt.Sprint(image["id"]), "--dir", rescue}
+	c.run(notFound, "group", "divergence", "export", "g", "4711", "--dir", rescue)
+	c.run(usage, append(export, "--dir", filepath.Join(rescue, "nowhere"))...)
+	for _, f := range c.list(export...) {
+		raw, err := os.ReadFile(fmt.Sprint(f["path"]))
+		if err != nil || float64(len(raw)) != f["bytes"] || !bytes.Equal(raw[4096:4096+len(data)], data) {
+			t.Errorf("exported %v: %d bytes, %v", f, len(raw), err)
+		}
+	}
+	c.run(usage, export...) // nothing is overwritten
 	c.run(done, "group", "divergence", "delete", "g", fmt.Sprint(image["id"]), "--yes")
 	c.run(done, "group", "reprotect", "g", "--wait")
 	c.run(done, "group", "switchover", "g", "--yes", "--wait")
