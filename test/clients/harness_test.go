@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep/nbd/nbdclient"
+	"github.com/lockstep-dr/lockstep/test/proc"
 )
 
 // patience bounds waits that have no tighter bound of their own.
@@ -52,9 +53,11 @@ func deploy(t *testing.T) *deployment {
 	t.Cleanup(func() { // after the end of the process, which stops them
 		for _, m := range []string{"controller", "az1/node-1", "az2/node-1"} {
 			log := filepath.Join(d.dir, m+".log")
-			checkLog(t, log)
+			if err := proc.CheckLog(log); err != nil {
+				t.Error(err)
+			}
 			if t.Failed() {
-				t.Logf("---- end of %s\n%s", log, tail(log, 4000))
+				t.Logf("---- end of %s\n%s", log, proc.Tail(log, 4000))
 			}
 		}
 	})

@@ -1,16 +1,13 @@
 package clients
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lockstep-dr/lockstep/test/proc"
 )
 
 // process is one that a test started, may kill and start again; it does not outlive the test.
@@ -42,7 +39,7 @@ func (p *process) start() {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), p.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := starter(cmd); err != nil {
+	if err := proc.Start(cmd); err != nil {
 		p.t.Fatal(err)
 	}
 	exited := make(chan struct{})
@@ -77,23 +74,7 @@ func (p *process) kill() {
 func (p *process) freeze() {
 	p.t.Helper()
 	ok(p.t, p.cmd.Process.Signal(syscall.SIGSTOP))
-	eventually(p.t, patience, "the process has stopped", func() error {
-		states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
-		if err != nil || len(states) == 0 {
-			return fmt.Errorf("it has no threads: %w", err)
-		}
-		for _, path := range states {
-			raw, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			_, after, _ := bytes.Cut(raw, []byte(") ")) // the state follows the name in parentheses
-			if !bytes.HasPrefix(after, []byte("T")) {
-				return errors.New("a thread goes on")
-			}
-		}
-		return nil
-	})
+	eventually(p.t, patience, "the process has stopped", func() error { return proc.Stopped(p.cmd.Process.Pid) })
 }
 
 func (p *process) thaw() {
@@ -120,24 +101,15 @@ func (p *process) stop() {
 	}
 }
 
-var badLog = regexp.MustCompile(`(?s)(WARNING: DATA RACE|panic: |fatal error: ).{0,999}.{0,999}`)
-
 // end stops it at the end of the test and looks through its log.
 func (p *process) end() {
 	if p.running() {
 		p.stop()
 	}
-	checkLog(p.t, p.log)
-	if p.t.Failed() {
-		p.t.Logf("---- end of %s\n%s", p.log, tail(p.log, 4000))
+	if err := proc.CheckLog(p.log); err != nil {
+		p.t.Error(err)
 	}
-}
-
-// checkLog fails the test for a process that panicked or raced, whatever else went well.
-func checkLog(t *testing.T, path string) {
-	if raw, err := os.ReadFile(path); err == nil {
-		if bad := badLog.Find(raw); bad != nil {
-			t.Errorf("%s:\n%s", path, bad)
-		}
+	if p.t.Failed() {
+		p.t.Logf("---- end of %s\n%s", p.log, proc.Tail(p.log, 4000))
 	}
 }

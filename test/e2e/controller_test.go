@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep/client"
+	"github.com/lockstep-dr/lockstep/test/proc"
 )
 
 // TestAControllerKilledInMidFailoverDoesNotStopIt: in half of the rounds the node that is to take
@@ -249,7 +250,7 @@ func TestTheAPISaysThatTheStoreIsDown(t *testing.T) {
 	cmd := exec.Command(d.bin, "controller", "--config", config)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := starter(cmd); err != nil {
+	if err := proc.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-dr/lockstep/client"
+	"github.com/lockstep-dr/lockstep/test/proc"
 )
 
 var errNotYet = errors.New("not yet")
@@ -75,7 +76,7 @@ func (d *deployment) up() {
 	cmd := exec.Command(d.bin, "dev", "--dir", d.dir, "--listen", "127.0.0.1:0", "--nodes-per-az", strconv.Itoa(d.nodes))
 	cmd.Stdout, cmd.Stderr = d.out, d.out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := starter(cmd); err != nil {
+	if err := proc.Start(cmd); err != nil {
 		d.t.Fatal(err)
 	}
 	exited := make(chan struct{})
@@ -87,7 +88,7 @@ func (d *deployment) up() {
 	d.eventually(patience, "lockstep dev is ready", func() error {
 		select {
 		case <-exited:
-			d.t.Fatalf("lockstep dev ended:\n%s", tail(d.out.Name(), 4096))
+			d.t.Fatalf("lockstep dev ended:\n%s", proc.Tail(d.out.Name(), 4096))
 		default:
 		}
 		out, err := os.ReadFile(d.out.Name())
@@ -117,7 +118,7 @@ func (d *deployment) down() {
 		<-d.exited
 	}
 	if state := d.dev.ProcessState; !state.Success() {
-		d.t.Errorf("lockstep dev: %s\n%s", state, tail(d.out.Name(), 1000))
+		d.t.Errorf("lockstep dev: %s\n%s", state, proc.Tail(d.out.Name(), 1000))
 	}
 }
 
@@ -140,7 +141,9 @@ func (d *deployment) end() {
 		if pid := d.findPID(m); pid != 0 { // left by a dev that was killed
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		d.checkLog(m)
+		if err := proc.CheckLog(d.path(m, ".log")); err != nil {
+			d.t.Error(err)
+		}
 	}
 	for _, m := range d.mounts {
 		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
@@ -158,22 +161,11 @@ func (d *deployment) end() {
 	}
 }
 
-var badLog = regexp.MustCompile(`(?s)(WARNING: DATA RACE|panic: |fatal error: ).{0,999}.{0,999}.{0,999}`)
-
-// checkLog fails the test for a member that panicked or raced, whatever else went well.
-func (d *deployment) checkLog(member string) {
-	if raw, err := os.ReadFile(d.path(member, ".log")); err == nil {
-		if bad := badLog.Find(raw); bad != nil {
-			d.t.Errorf("log of %s:\n%s", member, bad)
-		}
-	}
-}
-
 func (d *deployment) dump() {
 	for _, m := range append([]string{"controller"}, d.members("")...) {
-		d.t.Logf("---- end of the log of %s\n%s", m, tail(d.path(m, ".log"), 5000))
+		d.t.Logf("---- end of the log of %s\n%s", m, proc.Tail(d.path(m, ".log"), 5000))
 	}
-	d.t.Logf("---- lockstep dev\n%s", tail(filepath.Join(d.dir, "dev.log"), 2000))
+	d.t.Logf("---- lockstep dev\n%s", proc.Tail(filepath.Join(d.dir, "dev.log"), 2000))
 }
 
 // members lists node names such as az1/node-1, of one zone or, for "", of all.
@@ -222,28 +214,9 @@ func (d *deployment) signal(sig syscall.Signal, members ...string) {
 			d.t.Fatalf("signal %s: %v", m, err)
 		}
 		if sig == syscall.SIGSTOP {
-			d.eventually(patience, m+" has stopped", func() error { return stopped(pid) })
+			d.eventually(patience, m+" has stopped", func() error { return proc.Stopped(pid) })
 		}
 	}
-}
-
-// stopped gives an error while a thread of a process has not been stopped.
-func stopped(pid int) error {
-	states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-	if err != nil || len(states) == 0 {
-		return fmt.Errorf("process %d has no threads: %w", pid, err)
-	}
-	for _, path := range states {
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		_, after, _ := bytes.Cut(raw, []byte(") ")) // the state follows the name in parentheses
-		if !bytes.HasPrefix(after, []byte("T")) {
-			return errNotYet
-		}
-	}
-	return nil
 }
 
 // kill ends members with SIGKILL, all of them at once, and waits until they are gone.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"github.com/lockstep-dr/lockstep/test/proc"
 )
 
 // Run is what a package's TestMain does with a rig: it plays the member of etcd if this process was
@@ -29,7 +31,7 @@ func run(m *testing.M, prefix string, keep *bool, set func(root, lockstep string
 	if err != nil {
 		return 1, err
 	}
-	bin, err := Binary(root)
+	bin, err := proc.Binary(root)
 	if err != nil {
 		return 1, err
 	}

@@ -1,16 +1,14 @@
 package rig
 
 import (
-	"bytes"
-	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
-	"runtime"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lockstep-dr/lockstep/test/proc"
 )
 
 // Process is one that a test started, may kill, freeze and start again. It does not outlive the
@@ -31,7 +29,7 @@ type Process struct {
 // its parent, which must not end before the test does; nil: any such thread.
 func NewProcess(t testing.TB, name, log string, on func(func() error) error, args ...string) *Process {
 	if on == nil {
-		on = onLastingThread
+		on = proc.OnLastingThread
 	}
 	p := &Process{Name: name, Log: log, t: t, args: args, on: on}
 	t.Cleanup(p.end)
@@ -94,7 +92,7 @@ func (p *Process) Stop() {
 	select {
 	case <-p.exited:
 	case <-time.After(30 * time.Second):
-		p.t.Errorf("%s did not stop within 30 s of SIGTERM:\n%s", p.Name, Tail(p.Log, 4000))
+		p.t.Errorf("%s did not stop within 30 s of SIGTERM:\n%s", p.Name, proc.Tail(p.Log, 4000))
 		p.Kill()
 	}
 }
@@ -107,7 +105,7 @@ func (p *Process) Freeze() {
 		p.t.Fatalf("freeze %s: %v", p.Name, err)
 	}
 	p.frozen = true
-	Poll(p.t.Context(), p.t, Patience, p.Name+" has stopped", func() error { return stopped(p.cmd.Process.Pid) })
+	Poll(p.t.Context(), p.t, Patience, p.Name+" has stopped", func() error { return proc.Stopped(p.cmd.Process.Pid) })
 }
 
 // Thaw lets a frozen process go on.
@@ -118,27 +116,6 @@ func (p *Process) Thaw() {
 	p.frozen = false
 }
 
-// stopped gives an error while a thread of a process has not been stopped.
-func stopped(pid int) error {
-	states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-	if err != nil || len(states) == 0 {
-		return fmt.Errorf("process %d has no threads: %w", pid, err)
-	}
-	for _, path := range states {
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		_, after, _ := bytes.Cut(raw, []byte(") ")) // the state follows the name in parentheses
-		if !bytes.HasPrefix(after, []byte("T")) {
-			return ErrNotYet
-		}
-	}
-	return nil
-}
-
-var badLog = regexp.MustCompile(`(?s)(WARNING: DATA RACE|panic: |fatal error: ).{0,999}.{0,999}.{0,999}`)
-
 var requestLine = regexp.MustCompile(`(?m)^.* msg=request .*\n`)
 
 // end is the cleanup. A process that panicked or raced fails the test, whatever else went well.
@@ -146,48 +123,12 @@ func (p *Process) end() {
 	if p.Running() {
 		p.Kill()
 	}
-	if raw, err := os.ReadFile(p.Log); err == nil {
-		if bad := badLog.Find(raw); bad != nil {
-			p.t.Errorf("log of %s:\n%s", p.Name, bad)
-		}
+	if err := proc.CheckLog(p.Log); err != nil {
+		p.t.Error(err)
 	}
 	if p.t.Failed() {
 		// Each call of the API is a line, and there are thousands.
-		text := requestLine.ReplaceAllString(Tail(p.Log, 400_000), "")
+		text := requestLine.ReplaceAllString(proc.Tail(p.Log, 400_000), "")
 		p.t.Logf("---- end of the log of %s\n%s", p.Name, text[max(0, len(text)-5000):])
 	}
-}
-
-// onLastingThread runs functions on a thread that ends with this process only: a parent-death signal
-// is sent when the thread that forked ends.
-var onLastingThread = func() func(func() error) error {
-	type job struct {
-		do  func() error
-		err chan error
-	}
-	jobs := make(chan job)
-	go func() {
-		runtime.LockOSThread()
-		for j := range jobs {
-			j.err <- j.do()
-		}
-	}()
-	return func(do func() error) error {
-		j := job{do, make(chan error, 1)}
-		jobs <- j
-		return <-j.err
-	}
-}()
-
-// Binary is the lockstep under test: LOCKSTEP_BIN, or one that is built into dir.
-func Binary(dir string) (string, error) {
-	if bin := os.Getenv("LOCKSTEP_BIN"); bin != "" {
-		return bin, nil
-	}
-	bin := filepath.Join(dir, "lockstep")
-	build := exec.Command("go", "build", "-tags", "invariants", "-o", bin, "../../cmd/lockstep")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build lockstep: %w\n%s", err, out)
-	}
-	return bin, nil
 }
