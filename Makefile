@@ -28,7 +28,7 @@ APT_PACKAGES  := qemu-utils qemu-system-x86 linux-image-cloud-amd64 fio nbdkit l
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build dev demo torture deps lint fmt unit long model sim sim-whole e2e failover-time soak test fuzz generate check clean
+.PHONY: help build dev demo torture torture-mutants deps lint fmt unit long model sim sim-whole e2e failover-time soak test fuzz generate check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -45,6 +45,10 @@ demo: build ## kill a zone under load, fail over, prove that nothing was lost
 TIME ?= 10m
 torture: build ## break a throw-away deployment for TIME (SEED=x for the same plan), prove that nothing was lost
 	bin/lockstep torture --time $(TIME) $(if $(SEED),--seed $(SEED))
+
+MUTANT_TIME ?= 3m
+torture-mutants: ## show that torture sees: builds with a rule broken, each tortured until it is caught, MUTANT_TIME at most (MUTANT=regexp for some)
+	$(GO) run ./cmd/lockstep/internal/torture/mutants -for $(MUTANT_TIME) $(if $(MUTANT),-run '$(MUTANT)') $(if $(SEED),-seed $(SEED))
 
 deps: ## install what tests and lint need, if it is missing
 	@export PATH="$$PATH:/usr/sbin:/sbin"; \

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -56,6 +57,7 @@ the report so far.`,
 	f.IntVar(&o.Groups, "groups", 1, "consistency groups")
 	f.IntVar(&o.Disks, "disks", 2, "disks of each group, of 1 GiB")
 	f.IntVar(&o.NodesPerAZ, "nodes-per-az", 2, "nodes in each zone")
+	f.StringSliceVar(&o.Plans, "plan", nil, "plans that rounds are chosen from (default: all): "+strings.Join(torture.PlanNames(), ", "))
 	f.BoolVar(&o.Keep, "keep", false, "keep the directory after a good run, too")
 	f.StringVar(&file, "report", "", "write the report as JSON to this file, too")
 	a.jsonFlag(cmd)
@@ -147,6 +149,14 @@ func (a *app) printTorture(p torture.Report) error {
 		{"time", (time.Duration(p.Seconds*1000) * time.Millisecond).Round(100 * time.Millisecond).String()},
 		{"rounds", strconv.Itoa(p.Rounds)},
 	}
+	for _, name := range slices.Sorted(maps.Keys(p.Plans)) {
+		c := p.Plans[name]
+		text := strconv.Itoa(c.Rounds)
+		if name != torture.RandomPlan {
+			text += fmt.Sprintf(", %d in the window", c.Reached)
+		}
+		rows = append(rows, []string{"plan: " + name, text})
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.Faults)) {
 		rows = append(rows, []string{"fault: " + name, strconv.Itoa(p.Faults[name])})
 	}
@@ -159,6 +169,7 @@ func (a *app) printTorture(p torture.Report) error {
 		{"reads checked", strconv.Itoa(p.Registers.Reads)},
 		{"writes without an answer", strconv.Itoa(p.Registers.Open)},
 		{"consistent cuts checked", strconv.FormatInt(p.ImagesJudged, 10)},
+		{"reads of a hot range", strconv.FormatInt(p.HotReads, 10)},
 		{"compared on each side", fmt.Sprintf("%d MiB", p.BytesCompared>>20)},
 		{"longest write", fmt.Sprintf("%d ms", p.LongestWriteMS)},
 		{"failovers timed", strconv.Itoa(p.Failovers)},

@@ -26,6 +26,8 @@ const (
 	registersCount = 16
 	bulkAt         = 64 << 20
 	bulkBytes      = 64 << 20
+	burstAt        = 192 << 20
+	burstRange     = 128 << 20
 )
 
 // registerBlock is the block of a register, in units of history.BlockBytes.
@@ -47,6 +49,7 @@ type group struct {
 
 	primary   atomic.Pointer[string]   // zone, by the API's last word
 	lastWrite map[string]*atomic.Int64 // by zone: when a write was last acknowledged there, Unix ns
+	idle      atomic.Bool              // the application leaves its disks alone
 
 	mu   sync.Mutex // guards lost
 	lost error      // what an opened image lacked

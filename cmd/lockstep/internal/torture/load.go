@@ -205,6 +205,10 @@ func (w *worker) use(ctx context.Context, c *nbdclient.Client) {
 // application opens the group's disks again and again, as one that is restarted when it loses them.
 func (l *load) application(ctx context.Context, g *group) {
 	for ctx.Err() == nil {
+		if g.idle.Load() {
+			pause(ctx, redialAfter)
+			continue
+		}
 		az := g.where()
 		disks := make([]block.Device, 0, len(g.disks))
 		var err error
@@ -226,7 +230,7 @@ func (l *load) application(ctx context.Context, g *group) {
 }
 
 // session is one life of an application. It ends when a disk fails, or when the API says that the
-// primary is elsewhere: requests that the old one holds are given up then.
+// primary is elsewhere, or that it shall idle: requests that are held are given up then.
 func (l *load) session(ctx context.Context, g *group, az string, disks []block.Device) {
 	ctx, cancel := context.WithCancel(ctx)
 	over := make(chan struct{})
@@ -235,7 +239,7 @@ func (l *load) session(ctx context.Context, g *group, az string, disks []block.D
 	defer close(over)
 	defer cancel()
 	helpers.Go(func() {
-		for g.where() == az {
+		for g.where() == az && !g.idle.Load() {
 			select {
 			case <-over:
 				return

@@ -18,10 +18,14 @@ import (
 
 // plan is what a round does: faults, each with its end, and calls of the API.
 type plan struct {
+	name  string
+	aimed func(ctx context.Context) error // instead of steps
 	steps []step
 	texts []string
 	// again strikes while the groups are being synchronized; nil: nothing does.
 	again *secondBlow
+
+	missed bool // the window that it was aimed at
 
 	mu    sync.Mutex // guards wrong
 	wrong []error
@@ -182,7 +186,7 @@ const (
 
 // draw makes the plan of a round.
 func (r *run) draw(rnd *rand.Rand) *plan {
-	p := &plan{}
+	p := &plan{name: RandomPlan}
 	count := []int{1, 1, 1, 2, 2, 2, 3}[rnd.IntN(7)]
 	for range count {
 		f := drawFault(rnd)
@@ -241,6 +245,10 @@ func drawFault(rnd *rand.Rand) fault {
 // carryOut does the steps when their time has come; calls of the API go on beside it and are waited
 // for. The end of ctx leaves out the rest.
 func (r *run) carryOut(ctx, work context.Context, p *plan) {
+	if p.aimed != nil {
+		r.carryOutAimed(ctx, work, p)
+		return
+	}
 	var calls sync.WaitGroup
 	began := time.Now()
 	for _, s := range p.steps {
@@ -346,9 +354,18 @@ func unanswered(err error) bool {
 
 // timeFailover waits for the first write that is acknowledged in the zone that takes over.
 func (r *run) timeFailover(ctx context.Context, g *group, to string, began time.Time, unhurt bool, blows int) {
-	for began.UnixNano() > g.lastWrite[to].Load() {
+	for asked := began; began.UnixNano() > g.lastWrite[to].Load(); {
 		if pause(ctx, time.Millisecond); ctx.Err() != nil {
 			return // under the faults of this round it came to no end
+		}
+		if time.Since(asked) < 500*time.Millisecond {
+			continue
+		}
+		asked = time.Now()
+		have, err := r.rig.c.Group(ctx, g.id)
+		if err == nil && have.PriorityStation != to && have.Status != "failovering" {
+			r.tell.note("group %d: the failover ended as %s, the primary is %s", g.number, statuses(have), have.PriorityStation)
+			return
 		}
 	}
 	took := time.Since(began)

@@ -60,6 +60,9 @@ type Report struct {
 	Disks       int      `json:"disks"` // of each group
 	NodesPerAZ  int      `json:"nodes_per_az"`
 
+	// Plans tells how many rounds there were of each plan, and how many of these came into the window
+	// that they were aimed at.
+	Plans  map[string]PlanCount      `json:"plans"`
 	Faults map[string]int            `json:"faults"` // by kind
 	Calls  map[string]map[string]int `json:"calls"`  // by action: done, refused, unanswered
 
@@ -67,6 +70,7 @@ type Report struct {
 	Registers       history.Counts `json:"registers"`
 	RequestsJudged  int            `json:"requests_judged"`
 	ImagesJudged    int64          `json:"images_judged"`
+	HotReads        int64          `json:"hot_reads"`      // of a range that is written at the same time
 	BytesCompared   int64          `json:"bytes_compared"` // of each side
 	LongestWriteMS  int64          `json:"longest_write_ms"`
 	Failovers       int            `json:"failovers"` // timed, with nothing hurt but the old primary
@@ -79,6 +83,12 @@ type Report struct {
 	*counters
 }
 
+// PlanCount counts the rounds of one plan.
+type PlanCount struct {
+	Rounds  int `json:"rounds"`
+	Reached int `json:"reached"` // all of them at random ones
+}
+
 // counters are filled while a round runs.
 type counters struct {
 	mu       sync.Mutex // guards the maps of the report and the lists
@@ -86,13 +96,14 @@ type counters struct {
 	tookHurt []time.Duration
 	images   atomic.Int64
 	compared atomic.Int64
+	hot      atomic.Int64
 	longest  time.Duration
 }
 
 func newReport(o Options) Report {
 	return Report{
 		Seed: o.Seed, Groups: o.Groups, Disks: o.Disks, NodesPerAZ: o.NodesPerAZ,
-		Faults: map[string]int{}, Calls: map[string]map[string]int{}, counters: &counters{},
+		Plans: map[string]PlanCount{}, Faults: map[string]int{}, Calls: map[string]map[string]int{}, counters: &counters{},
 	}
 }
 
@@ -100,6 +111,16 @@ func (r *Report) fault(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.Faults[name]++
+}
+
+// round counts a round that is over.
+func (r *Report) round(p *plan) {
+	c := r.Plans[p.name]
+	c.Rounds++
+	if !p.missed {
+		c.Reached++
+	}
+	r.Plans[p.name] = c
 }
 
 func (r *Report) call(name, outcome string) {
@@ -134,7 +155,7 @@ func (r *run) count() {
 		p.longest = max(p.longest, g.chains.Longest())
 	}
 	p.LongestWriteMS = p.longest.Milliseconds()
-	p.ImagesJudged, p.BytesCompared = p.images.Load(), p.compared.Load()
+	p.ImagesJudged, p.BytesCompared, p.HotReads = p.images.Load(), p.compared.Load(), p.hot.Load()
 	slices.Sort(p.took)
 	if p.Failovers = len(p.took); p.Failovers > 0 {
 		p.FailoverMedMS, p.FailoverWorstMS = p.took[len(p.took)/2].Milliseconds(), p.took[len(p.took)-1].Milliseconds()

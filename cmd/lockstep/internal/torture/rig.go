@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/lockstep-dr/lockstep/client"
 	"github.com/lockstep-dr/lockstep/cmd/lockstep/internal/dev"
 	"github.com/lockstep-dr/lockstep/internal/cable"
+	"github.com/lockstep-dr/lockstep/store/etcdstore"
 )
 
 var zones = []string{"az1", "az2"}
@@ -45,6 +47,7 @@ type rig struct {
 	nodes  []dev.Member
 	etcd   []*memberProcess // of dev.Member{storeZone, 1} and so on
 	c      *client.Client
+	direct *etcdstore.Store // the store as such, past API and cables
 	tell   *story
 
 	mu    sync.Mutex // guards what follows; faults overlap
@@ -97,6 +100,10 @@ func build(ctx context.Context, o Options, tell *story) (x *rig, err error) {
 	}
 	x.nodes = spec.Members("")
 	if x.c, err = client.Dial(ctx, client.Options{Cloud: "lockstep", CloudsFile: x.layout.CloudsFile(), UserAgent: "lockstep-torture"}); err != nil {
+		return nil, err
+	}
+	quiet := slog.New(slog.DiscardHandler) // it is broken on purpose
+	if x.direct, err = etcdstore.Open(ctx, etcdstore.Config{Endpoints: options.Etcd, Logger: quiet}); err != nil {
 		return nil, err
 	}
 	return x, x.wire(ctx)
@@ -341,6 +348,9 @@ func (x *rig) mend() (died []dev.Member, err error) {
 // close stops everything. What is stopped by a signal is let go first, so that it can end cleanly.
 func (x *rig) close() error {
 	err := x.resume(x.all()...)
+	if x.direct != nil {
+		err = errors.Join(err, x.direct.Close())
+	}
 	if x.child != nil {
 		err = errors.Join(err, x.child.Stop())
 	}

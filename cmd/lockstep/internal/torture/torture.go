@@ -30,7 +30,8 @@ type Options struct {
 	Groups     int
 	Disks      int // of each group
 	NodesPerAZ int
-	Keep       bool // leave the directory behind, as it is left anyway after a failure
+	Plans      []string // of rounds, see PlanNames; empty: all
+	Keep       bool     // leave the directory behind, as it is left anyway after a failure
 	Out        io.Writer
 }
 
@@ -54,7 +55,7 @@ func (o Options) check() error {
 	if o.Time <= 0 {
 		return fmt.Errorf("%w: the time must be positive", ErrUsage)
 	}
-	return errors.Join(between("groups", o.Groups, groupsMax), between("disks", o.Disks, disksMax), between("nodes in a zone", o.NodesPerAZ, nodesMax))
+	return errors.Join(checkPlans(o.Plans), between("groups", o.Groups, groupsMax), between("disks", o.Disks, disksMax), between("nodes in a zone", o.NodesPerAZ, nodesMax))
 }
 
 // prepare makes the directory; one that holds anything is refused.
@@ -155,7 +156,7 @@ func (r *run) end(good bool) error {
 func (r *run) round(ctx context.Context, n int) *Failure {
 	r.tell.newRound(n)
 	began := time.Now()
-	p := r.draw(rand.New(rand.NewPCG(r.o.Seed, uint64(n))))
+	p := r.planRound(n)
 	r.tell.note("round %d: %s", n, p)
 	// What follows a fault goes to its end even if the run is interrupted.
 	work := context.WithoutCancel(ctx)
@@ -182,12 +183,22 @@ func (r *run) round(ctx context.Context, n int) *Failure {
 		failed = p.judge()
 	}
 	r.report.Rounds = n
+	r.report.round(p)
 	result := "nothing lost"
 	if failed != nil {
 		result, _, _ = strings.Cut(failed.Error(), "\n")
 	}
 	r.tell.line("round %d, %4.1f s: %s: %s", n, time.Since(began).Seconds(), p, result)
 	return failed
+}
+
+// planRound makes the plan of round n, from the seed alone.
+func (r *run) planRound(n int) *plan {
+	rnd := rand.New(rand.NewPCG(r.o.Seed, uint64(n)))
+	if name := planOf(r.o.Seed, n, r.o.Plans); name != RandomPlan {
+		return r.drawAimed(name, rnd)
+	}
+	return r.draw(rnd)
 }
 
 // earlier is the failure that counts: one that the data show goes before one that only says that

@@ -23,6 +23,7 @@ const (
 	activeWithin   = 2 * time.Minute
 	progressWithin = 30 * time.Second
 	readsWithin    = 30 * time.Second
+	equalWithin    = 30 * time.Second
 	checkWithin    = 20 * time.Second // for each piece of the history
 )
 
@@ -110,11 +111,17 @@ func (r *run) verify(ctx context.Context) *Failure {
 	}
 	for _, g := range r.groups {
 		for _, d := range g.disks {
-			n, err := r.compare(d)
+			// A primary that was restarted serves while it repairs the regions in which it was killed.
+			err := poll(ctx, equalWithin, fmt.Sprintf("the sides of disk %d of group %d are equal", d.number, g.number), func(context.Context) error {
+				n, err := r.compare(d)
+				if err == nil {
+					r.report.compared.Add(n)
+				}
+				return err
+			})
 			if err != nil {
-				return lost(fmt.Errorf("the sides of disk %d of group %d differ: %w", d.number, g.number, err))
+				return lost(err)
 			}
-			r.report.compared.Add(n)
 		}
 	}
 	return nil
