@@ -20,6 +20,8 @@ type Cable struct {
 	rate   int        // bytes per second to the target, 0: no limit
 	change chan struct{}
 	conns  map[net.Conn]bool
+	made   uint64 // connections so far
+	late   uint64 // what the first so many of them send to the target waits
 	closed bool
 	wg     sync.WaitGroup
 }
@@ -57,6 +59,24 @@ func (c *Cable) Sever() { c.Cut(true, true) }
 
 // Join ends a cut.
 func (c *Cable) Join() { c.Cut(false, false) }
+
+// Delay holds back what the connections that are open now send to the target, while later ones are
+// not affected: bytes that a network delivers long after they were sent, to a target that has heard
+// newer ones. They go on with Deliver, even if who sent them is gone.
+func (c *Cable) Delay() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.late = c.made
+}
+
+// Deliver ends a Delay.
+func (c *Cable) Deliver() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.late = 0
+	close(c.change)
+	c.change = make(chan struct{})
+}
 
 // Limit bounds the bytes per second to the target; 0: no limit.
 func (c *Cable) Limit(rate int) {
@@ -126,20 +146,24 @@ func (c *Cable) serve(in net.Conn) {
 	if !c.keep(out) {
 		return
 	}
+	c.mu.Lock()
+	c.made++
+	number := c.made
+	c.mu.Unlock()
 	var back sync.WaitGroup
-	back.Go(func() { c.copy(in, out, fromTarget) })
-	c.copy(out, in, toTarget)
+	back.Go(func() { c.copy(in, out, fromTarget, number) })
+	c.copy(out, in, toTarget, number)
 	back.Wait()
 }
 
 // copy forwards until either end closes; then both are closed.
-func (c *Cable) copy(to, from net.Conn, direction int) {
+func (c *Cable) copy(to, from net.Conn, direction int, number uint64) {
 	defer to.Close()
 	defer from.Close()
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
-		if err != nil || !c.pass(direction, n) {
+		if err != nil || !c.pass(direction, number, n) {
 			return
 		}
 		if _, err := to.Write(buf[:n]); err != nil {
@@ -148,11 +172,12 @@ func (c *Cable) copy(to, from net.Conn, direction int) {
 	}
 }
 
-// pass waits until n bytes may go on; false: the proxy is closed.
-func (c *Cable) pass(direction, n int) bool {
+// pass waits until n bytes of a connection may go on; false: the proxy is closed.
+func (c *Cable) pass(direction int, number uint64, n int) bool {
 	for {
 		c.mu.Lock()
-		closed, cut, change, rate := c.closed, c.cut[direction], c.change, c.rate
+		closed, change, rate := c.closed, c.change, c.rate
+		cut := c.cut[direction] || direction == toTarget && number <= c.late
 		c.mu.Unlock()
 		switch {
 		case closed:

@@ -101,3 +101,70 @@ func TestAResetEndsConnectionsAndTakesNewOnes(t *testing.T) {
 		t.Fatal("no answer on a new connection")
 	}
 }
+
+// What was sent before a delay, and during it on the same connection, arrives after what later
+// connections send, and after its sender is gone.
+func TestADelayHoldsOldConnectionsOnly(t *testing.T) {
+	got := make(chan byte, 8)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() { // ends with the listener
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				for b := make([]byte, 1); ; {
+					if _, err := conn.Read(b); err != nil {
+						return
+					}
+					got <- b[0]
+				}
+			}()
+		}
+	}()
+	c, err := New(ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	next := func(want byte) {
+		t.Helper()
+		select {
+		case have := <-got:
+			if have != want {
+				t.Fatalf("%d arrived instead of %d", have, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%d did not arrive", want)
+		}
+	}
+	send := func(conn net.Conn, b byte) {
+		t.Helper()
+		if _, err := conn.Write([]byte{b}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := dial(t, c)
+	send(old, 1)
+	next(1)
+	c.Delay()
+	send(old, 2)
+	_ = old.Close()
+	later := dial(t, c)
+	send(later, 3)
+	next(3)
+	select {
+	case b := <-got:
+		t.Fatalf("%d arrived in spite of the delay", b)
+	case <-time.After(100 * time.Millisecond):
+	}
+	c.Deliver()
+	next(2)
+	send(later, 4)
+	next(4)
+}

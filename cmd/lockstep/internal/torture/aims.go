@@ -19,6 +19,7 @@ var aimedPlans = []aimedPlan{
 	{"isolated readers", isolatedPlan},
 	{"frozen primary", frozenPlan},
 	{"kill in mid-write", midWritePlan},
+	{"late frames", latePlan},
 	{"kill in mid-resync", midResyncPlan},
 	{"hot block", hotPlan},
 }
@@ -160,6 +161,43 @@ func midWritePlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) 
 			return err
 		}
 		return a.goesOn(ctx)
+	}
+}
+
+// latePlan: what a killed primary had sent arrives after its next life has replicated over a connection
+// of its own, at the same epoch: the secondary must have closed the older session [F8].
+func latePlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) {
+	lead, held := millis(rnd, 100, 400), millis(rnd, 50, 400)
+	text := fmt.Sprintf("kill the primary, and deliver the last %d ms of its frames after its restart", held.Milliseconds())
+	return text, func(ctx context.Context) error {
+		pause(ctx, lead)
+		a.fault("delay frames")
+		for _, m := range a.at(a.secondary) {
+			a.rig.links[m].Delay()
+		}
+		pause(ctx, held)
+		a.fault("kill the primary in mid-write", a.primary)
+		if err := a.rig.kill(false, a.at(a.primary)...); err != nil {
+			return err
+		}
+		if err := a.rig.start(a.at(a.primary)...); err != nil {
+			return err
+		}
+		if err := a.goesOn(ctx); err != nil {
+			return err
+		}
+		if err := a.goesRound(ctx); err != nil {
+			return err
+		}
+		a.g.idle.Store(true) // what arrives late is not written over
+		defer a.g.idle.Store(false)
+		pause(ctx, 200*time.Millisecond)
+		a.note("deliver what was sent before the kill")
+		for _, m := range a.at(a.secondary) {
+			a.rig.links[m].Deliver()
+		}
+		pause(ctx, 300*time.Millisecond)
+		return a.failOver(ctx) // the image of the secondary is judged as it is
 	}
 }
 

@@ -324,6 +324,7 @@ func (x *rig) isolate(az string, cut bool) error {
 func (x *rig) mend() (died []dev.Member, err error) {
 	for _, c := range x.cables() {
 		c.Limit(0)
+		c.Deliver()
 		c.Join()
 	}
 	all := x.all()

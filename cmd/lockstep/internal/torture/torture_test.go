@@ -63,6 +63,104 @@ func TestAPlanFollowsFromItsSeed(t *testing.T) {
 	}
 }
 
+// Every other round is random, the aimed plans take turns, and all of it follows from the seed.
+func TestPlansTakeTurns(t *testing.T) {
+	count, orders := map[string]int{}, map[string]bool{}
+	const cycles = 5
+	for seed := range uint64(10) {
+		order := ""
+		for n := 1; n <= 2*cycles*len(aimedPlans); n++ {
+			name := planOf(seed, n, nil)
+			if (n%2 == 0) != (name == RandomPlan) {
+				t.Fatalf("round %d is %s", n, name)
+			}
+			if again := planOf(seed, n, nil); again != name {
+				t.Fatalf("seed %d, round %d: %s, and then %s", seed, n, name, again)
+			}
+			count[name]++
+			order += name + " "
+		}
+		orders[order] = true
+	}
+	for _, p := range aimedPlans {
+		if count[p.name] != 10*cycles {
+			t.Errorf("%s had %d turns instead of %d", p.name, count[p.name], 10*cycles)
+		}
+	}
+	if len(orders) < 5 {
+		t.Errorf("10 seeds have %d orders", len(orders))
+	}
+	for n := 1; n < 20; n++ {
+		if have := planOf(1, n, []string{"report"}); have != "report" {
+			t.Errorf("only one plan is wanted, and round %d is %s", n, have)
+		}
+		if have := planOf(1, n, []string{RandomPlan}); have != RandomPlan {
+			t.Errorf("only random rounds are wanted, and round %d is %s", n, have)
+		}
+	}
+	if err := checkPlans([]string{"report", "no such"}); !errors.Is(err, ErrUsage) {
+		t.Errorf("a plan that is none: %v", err)
+	}
+}
+
+func TestAimedPlansFollowFromTheirSeed(t *testing.T) {
+	r := &run{rig: stillRig(t), groups: []*group{{}, {number: 1}}, report: newReport(Options{})}
+	for _, p := range aimedPlans {
+		texts := map[string]bool{}
+		for seed := range uint64(30) {
+			draw := func() string { return r.drawAimed(p.name, rand.New(rand.NewPCG(seed, 1))).String() }
+			if a, b := draw(), draw(); a != b {
+				t.Errorf("%s: %s, and then %s", p.name, a, b)
+			}
+			texts[draw()] = true
+		}
+		if len(texts) < 2 {
+			t.Errorf("%s is always the same: %v", p.name, texts)
+		}
+	}
+}
+
+// A window that was missed is counted and no failure; anything else that goes wrong is one.
+func TestAMissedWindowIsNoFailure(t *testing.T) {
+	tell, err := newStory(filepath.Join(t.TempDir(), "s"), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{tell: tell, report: newReport(Options{})}
+	for _, tc := range []struct {
+		err          error
+		missed, good bool
+	}{{nil, false, true}, {missed(errors.New("it tripped")), true, true}, {errors.New("undocumented"), false, false}} {
+		p := &plan{name: "report", aimed: func(context.Context) error { return tc.err }}
+		r.carryOut(t.Context(), t.Context(), p)
+		if p.missed != tc.missed || (p.judge() == nil) != tc.good {
+			t.Errorf("%v: missed %t, judged %v", tc.err, p.missed, p.judge())
+		}
+		r.report.round(p)
+	}
+	if c := r.report.Plans["report"]; c.Rounds != 3 || c.Reached != 2 {
+		t.Errorf("counted %+v", c)
+	}
+}
+
+func TestTornBlocks(t *testing.T) {
+	b := make([]byte, 4*tornBlock)
+	for i := range b {
+		b[i] = byte(1 + i/tornBlock) // blocks of several writes are no torn ones
+	}
+	if at := tornAt(b); at >= 0 {
+		t.Errorf("byte %d of whole blocks is torn", at)
+	}
+	for _, at := range []int{0, 1, tornBlock - 1, tornBlock + 17, len(b) - 1} {
+		was := b[at]
+		b[at] = 200
+		if tornAt(b) < 0 {
+			t.Errorf("a torn byte %d was not found", at)
+		}
+		b[at] = was
+	}
+}
+
 // A step that fails is a failure of the round; the end of the context leaves out what follows.
 func TestCarryOut(t *testing.T) {
 	tell, err := newStory(filepath.Join(t.TempDir(), "s"), io.Discard)

@@ -70,6 +70,17 @@ var mutants = []mutant{
 		[]edit{{"replica/volume.go", "			err := v.disk.MarkDirty(o.ext.Off, o.ext.Len)", "			var err error"}},
 	},
 	{
+		"alone-in-sync", "leaving in sync is an epoch", []string{"isolated readers"},
+		[]edit{{"protocol/primary.go", "if c.rec.State != StateCopying || c.adopted", "if c.adopted"}},
+	},
+	{
+		"old-sessions", "F8: a hello closes and drains older sessions", []string{"late frames"},
+		[]edit{{
+			"replica/accept.go", "		default:\n			b.mu.Unlock()\n			_ = old.conn.Close()\n			<-old.done\n",
+			"		default:\n			b.conns[c.from], b.newest[c.from] = c, c.session\n			b.mu.Unlock()\n			return nil\n",
+		}},
+	},
+	{
 		"restart-in-copying", "F19: a copying in which the node starts is aborted", []string{"kill in mid-resync"},
 		[]edit{{"protocol/primary.go", "if r.State == StateCopying && c.startIn == r.Epoch {", "if false {"}},
 	},
