@@ -28,7 +28,8 @@ func newTortureCommand(a *app) *cobra.Command {
 to its disks over NBD from both zones, and breaks it: kills and pauses nodes and
 whole zones, cuts links one way and both ways, isolates a zone, takes the quorum
 of the store away, gives nodes new boot ids, two or three of these at once, with
-failovers, switchovers and pauses in the middle of it. After every round it mends
+failovers, switchovers and pauses in the middle of it. Every other round is aimed
+at a moment in which a rule of the protocol matters. After every round it mends
 everything, waits until all groups are active again, and checks that
 
   - every acknowledged write is there, and every read was right: the requests to

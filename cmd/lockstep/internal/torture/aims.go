@@ -85,9 +85,15 @@ func isolatedPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) 
 		after = millis(rnd, 500, 4000)
 	}
 	reset, with := either(rnd, ", with a reset")
-	text := fmt.Sprintf("isolate the primary%s; fail over after %.1f s", with, after.Seconds())
+	site, too := either(rnd, " and its member of the store")
+	text := fmt.Sprintf("isolate the primary%s%s; fail over after %.1f s", too, with, after.Seconds())
 	return text, func(ctx context.Context) error {
 		a.isolate(a.primary, reset)
+		if site {
+			if err := a.rig.pause(storeOf(a.primary)); err != nil {
+				return err
+			}
+		}
 		pause(ctx, after)
 		if err := a.failOver(ctx); err != nil {
 			return err
