@@ -16,6 +16,7 @@ import (
 // docs/internals/verification.md.
 var aimedPlans = []aimedPlan{
 	{"report", reportPlan},
+	{"restart after the report", restartPlan},
 	{"isolated readers", isolatedPlan},
 	{"frozen primary", frozenPlan},
 	{"kill in mid-write", midWritePlan},
@@ -76,6 +77,50 @@ func reportPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) {
 	}
 }
 
+// restartPlan: all primary nodes have reported two-sided and the controller is stopped; then their
+// processes are killed and start again without a link to the secondary. Before they serve alone, they
+// must have aborted the synchronization [F19]: the report binds, and the controller would still count it.
+func restartPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) {
+	alone := millis(rnd, 500, 2000)
+	text := fmt.Sprintf("restart the primary without its link between its two-sided report and the commit; leave it alone for %.1f s, and fail over", alone.Seconds())
+	return text, func(ctx context.Context) error {
+		copying, err := a.outOfSync(ctx, 2<<20)
+		if err != nil {
+			return err
+		}
+		a.fault("pause the controller in a synchronization", zones...)
+		if err := a.rig.pause(dev.Controller); err != nil {
+			return err
+		}
+		a.limit(a.secondary, 0)
+		err = a.allReported(ctx, 15*time.Second, copying.Epoch)
+		if err == nil {
+			a.fault("restart the primary after its two-sided report", a.primary)
+			err = a.rig.kill(false, a.at(a.primary)...)
+			a.links(zones[0], true, true, true)
+			a.links(zones[1], true, true, true)
+			err = errors.Join(err, a.rig.start(a.at(a.primary)...))
+		}
+		if err == nil {
+			err = a.goesOn(ctx) // alone, which is right if the synchronization was aborted
+			pause(ctx, alone)
+		}
+		a.rig.hurt(zones, -1)
+		if err := errors.Join(err, a.rig.resume(dev.Controller)); err != nil {
+			return err
+		}
+		r, err := a.until(ctx, 20*time.Second, "the synchronization is over", func(r protocol.Record) bool { return r.Epoch > copying.Epoch })
+		if err != nil {
+			return err
+		}
+		a.note("%s", r.Describe())
+		if !r.InSync {
+			return nil
+		}
+		return a.failOver(ctx)
+	}
+}
+
 // isolatedPlan: the primary is cut from everything while it is in sync, and read all the time. It may
 // answer reads for as long as its lease lasts, only of what is acknowledged, and the other zone may
 // not begin before.
@@ -85,7 +130,10 @@ func isolatedPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) 
 		after = millis(rnd, 500, 4000)
 	}
 	reset, with := either(rnd, ", with a reset")
-	site, too := either(rnd, " and its member of the store")
+	site, too := rnd.IntN(4) == 0, ""
+	if site {
+		too = " and its member of the store"
+	}
 	text := fmt.Sprintf("isolate the primary%s%s; fail over after %.1f s", too, with, after.Seconds())
 	return text, func(ctx context.Context) error {
 		a.isolate(a.primary, reset)

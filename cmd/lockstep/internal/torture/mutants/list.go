@@ -66,10 +66,6 @@ var mutants = []mutant{
 		[]edit{{"replica/jobs.go", "		if d == 0 || !want(i) {\n", "		if d == 0 || !want(i) || i == 3 {\n"}},
 	},
 	{
-		"no-dirty-bits", "F14: one-sided writes are marked dirty", []string{"kill in mid-resync"},
-		[]edit{{"replica/volume.go", "			err := v.disk.MarkDirty(o.ext.Off, o.ext.Len)", "			var err error"}},
-	},
-	{
 		"alone-in-sync", "leaving in sync is an epoch", []string{"isolated readers"},
 		[]edit{{"protocol/primary.go", "if c.rec.State != StateCopying || c.adopted", "if c.adopted"}},
 	},
@@ -81,7 +77,7 @@ var mutants = []mutant{
 		}},
 	},
 	{
-		"restart-in-copying", "F19: a copying in which the node starts is aborted", []string{"kill in mid-resync"},
+		"restart-in-copying", "F19: a copying in which the node starts is aborted", []string{"restart after the report"},
 		[]edit{{"protocol/primary.go", "if r.State == StateCopying && c.startIn == r.Epoch {", "if false {"}},
 	},
 }
