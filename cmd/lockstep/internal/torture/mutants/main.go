@@ -52,7 +52,7 @@ func do(ctx context.Context, out io.Writer, run string, most time.Duration, seed
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what is left of it is in a temporary place
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "MUTANT\tRULE\tCAUGHT\tROUNDS\tSECONDS\tVERDICT")
 	var missed []string
