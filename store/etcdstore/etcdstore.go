@@ -127,6 +127,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	connect.BaseDelay, connect.MaxDelay = reconnectFirst, reconnectLongest
 	base, cancel := context.WithCancel(context.Background())
 	why := &cause{}
+	silent := newSilence(cfg.Logger)
 	cli, err := clientv3.New(clientv3.Config{
 		Context:              base,
 		Endpoints:            cfg.Endpoints,
@@ -138,7 +139,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		Logger: zapToSlog(cfg.Logger, zapcore.ErrorLevel, nil),
 		DialOptions: []grpc.DialOption{
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: connect, MinConnectTimeout: cfg.DialTimeout}),
-			grpc.WithTransportCredentials(why.credentials(cfg.TLS)),
+			grpc.WithTransportCredentials(silent.credentials(why.credentials(cfg.TLS))),
 			grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 				network := "tcp"
 				if path, ok := strings.CutPrefix(addr, "unix:"); ok {
@@ -148,6 +149,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 				why.note(err)
 				return conn, err
 			}),
+			grpc.WithChainUnaryInterceptor(silent.unary),
 		},
 	})
 	if err != nil {
