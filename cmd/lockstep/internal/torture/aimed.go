@@ -107,7 +107,7 @@ type aim struct {
 // where finds out which zone is the primary of the group, which must be in sync.
 func (a *aim) where(ctx context.Context) error {
 	return missed(poll(ctx, 10*time.Second, fmt.Sprintf("group %d is in sync", a.g.number), func(ctx context.Context) error {
-		r, err := a.record(ctx)
+		r, err := a.record(ctx, a.g)
 		if err != nil {
 			return err
 		}
@@ -127,16 +127,16 @@ func (a *aim) at(az string) []dev.Member {
 // note writes what is done into the story, and counts it as a fault if it is one.
 func (a *aim) note(format string, args ...any) { a.tell.note("aimed: "+format, args...) }
 
-// record reads the group's record from the store, past all API.
-func (a *aim) record(ctx context.Context) (protocol.Record, error) {
-	r, _, err := store.GetT[protocol.Record](ctx, a.rig.direct, store.KeyRecord(lockstep.GroupID(a.g.id)))
-	return r, err
+// record reads a group's record from the store, past all API.
+func (r *run) record(ctx context.Context, g *group) (protocol.Record, error) {
+	have, _, err := store.GetT[protocol.Record](ctx, r.rig.direct, store.KeyRecord(lockstep.GroupID(g.id)))
+	return have, err
 }
 
 // until waits for a state of the record.
 func (a *aim) until(ctx context.Context, within time.Duration, what string, ok func(protocol.Record) bool) (r protocol.Record, err error) {
 	return r, missed(poll(ctx, within, what, func(ctx context.Context) error {
-		if r, err = a.record(ctx); err != nil {
+		if r, err = a.record(ctx, a.g); err != nil {
 			return err
 		}
 		if !ok(r) {
@@ -150,7 +150,7 @@ func (a *aim) until(ctx context.Context, within time.Duration, what string, ok f
 // copying epoch.
 func (a *aim) allReported(ctx context.Context, within time.Duration, epoch lockstep.Epoch) error {
 	return missed(poll(ctx, within, fmt.Sprintf("every primary node is two-sided at epoch %d", epoch), func(ctx context.Context) error {
-		r, err := a.record(ctx)
+		r, err := a.record(ctx, a.g)
 		if err != nil {
 			return err
 		}
@@ -208,14 +208,32 @@ func (a *aim) isolate(az string, reset bool) {
 	a.links(zones[1], true, true, reset)
 }
 
+// failOverWithin bounds how often a failover is called for again: without the member of the store that
+// led it, nodes may count as dead for some seconds, and then the call is refused.
+const failOverWithin = 20 * time.Second
+
 // failOver calls for the failover and waits until the other zone acknowledged a write, or for long
 // enough. That it comes to no end under these faults is for the end of the round to judge.
 func (a *aim) failOver(ctx context.Context) error {
-	if err := a.call(ctx, a.g, client.ActionFailover); err != nil {
-		return err
-	}
-	_, err := a.until(ctx, 100*time.Millisecond, "the failover is committed", func(r protocol.Record) bool { return string(r.Primary) == a.secondary })
-	return err
+	var undocumented error
+	err := poll(ctx, failOverWithin, "the failover is committed", func(ctx context.Context) error {
+		r, err := a.record(ctx, a.g)
+		switch {
+		case err != nil:
+			return err
+		case string(r.Primary) == a.secondary:
+			return nil
+		case r.State == protocol.StateNormal && !r.InSync:
+			return errors.New(r.Describe())
+		case r.State == protocol.StateNormal:
+			if undocumented = a.call(ctx, a.g, client.ActionFailover); undocumented != nil {
+				return nil
+			}
+			pause(ctx, 200*time.Millisecond)
+		}
+		return errors.New(r.Describe())
+	})
+	return errors.Join(undocumented, missed(err))
 }
 
 // act calls for something that must be done for the plan to go on.

@@ -279,7 +279,7 @@ func midResyncPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error)
 		if err := a.rig.kill(false, hit...); err != nil {
 			return err
 		}
-		if r, err := a.record(ctx); err == nil && r.State == protocol.StateCopying {
+		if r, err := a.record(ctx, a.g); err == nil && r.State == protocol.StateCopying {
 			if err := a.refusesFailover(ctx, r); err != nil {
 				return err
 			}
@@ -324,7 +324,7 @@ func (a *aim) refusesFailover(ctx context.Context, copying protocol.Record) erro
 		return fmt.Errorf("fail over group %d: an answer that is not documented: %w", a.g.number, err)
 	}
 	a.report.call(callNames[client.ActionFailover], "done")
-	if r, err := a.record(ctx); err == nil && r.InSyncEpoch <= copying.InSyncEpoch {
+	if r, err := a.record(ctx, a.g); err == nil && r.InSyncEpoch <= copying.InSyncEpoch {
 		return fmt.Errorf("a failover of group %d was accepted while it was copying", a.g.number)
 	}
 	return missed(errors.New("it came in sync before the failover was called"))

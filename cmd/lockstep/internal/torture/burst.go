@@ -101,7 +101,7 @@ func (a *aim) judged(ctx context.Context) error {
 func (a *aim) syncs(ctx context.Context) error {
 	var called time.Time
 	return missed(poll(ctx, time.Minute, "the group is in sync again", func(ctx context.Context) error {
-		r, err := a.record(ctx)
+		r, err := a.record(ctx, a.g)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep/client"
 	"github.com/lockstep-dr/lockstep/cmd/lockstep/internal/dev"
+	"github.com/lockstep-dr/lockstep/protocol"
 )
 
 // plan is what a round does: faults, each with its end, and calls of the API.
@@ -362,9 +363,9 @@ func (r *run) timeFailover(ctx context.Context, g *group, to string, began time.
 			continue
 		}
 		asked = time.Now()
-		have, err := r.rig.c.Group(ctx, g.id)
-		if err == nil && have.PriorityStation != to && have.Status != "failovering" {
-			r.tell.note("group %d: the failover ended as %s, the primary is %s", g.number, statuses(have), have.PriorityStation)
+		// By the record, which the answer to the call comes after; what the API shows may be older.
+		if have, err := r.record(ctx, g); err == nil && string(have.Primary) != to && have.State == protocol.StateNormal {
+			r.tell.note("group %d: the failover was backed out of: %s", g.number, have.Describe())
 			return
 		}
 	}
