@@ -43,7 +43,7 @@ It ends with a verdict and a report, and with exit code 1 if anything else than
 in each round follows from the seed; what it meets depends on the machine, too.
 
 It needs no root, listens on 127.0.0.1 only, and touches nothing but its own
-directory and processes. It takes some 200 MiB of disk and 500 MiB of memory for
+directory and processes. It takes some 1 GiB of disk and 500 MiB of memory for
 each group of two disks, and loads the machine. An interrupt ends it early with
 the report so far.`,
 		Example: `  lockstep torture
@@ -133,8 +133,12 @@ func (a *app) showTorture(p torture.Report) error {
 	if p.Verdict == torture.NothingLost {
 		return nil
 	}
-	return fmt.Errorf("%s\nthe logs are in %s; the same again: lockstep torture --seed %d --groups %d --disks %d --nodes-per-az %d",
-		p.Verdict, p.Directory, p.Seed, p.Groups, p.Disks, p.NodesPerAZ)
+	choice := ""
+	if len(p.Choice) > 0 {
+		choice = fmt.Sprintf(" --plan %q", strings.Join(p.Choice, ","))
+	}
+	return fmt.Errorf("%s\nthe logs are in %s; the same again: lockstep torture --seed %d --groups %d --disks %d --nodes-per-az %d%s",
+		p.Verdict, p.Directory, p.Seed, p.Groups, p.Disks, p.NodesPerAZ, choice)
 }
 
 func (a *app) printTorture(p torture.Report) error {

@@ -275,7 +275,9 @@ func midResyncPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error)
 		case "cut the links":
 			a.links(a.secondary, true, true, true)
 		}
-		a.fault(what + " in mid-resync")
+		if what != "nothing" {
+			a.fault(what + " in mid-resync")
+		}
 		if err := a.rig.kill(false, hit...); err != nil {
 			return err
 		}

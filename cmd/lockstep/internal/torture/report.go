@@ -60,6 +60,7 @@ type Report struct {
 	Disks       int      `json:"disks"` // of each group
 	NodesPerAZ  int      `json:"nodes_per_az"`
 
+	Choice []string `json:"plan_choice,omitempty"` // the plans that were asked for; empty: all
 	// Plans tells how many rounds there were of each plan, and how many of these came into the window
 	// that they were aimed at.
 	Plans  map[string]PlanCount      `json:"plans"`
@@ -102,7 +103,7 @@ type counters struct {
 
 func newReport(o Options) Report {
 	return Report{
-		Seed: o.Seed, Groups: o.Groups, Disks: o.Disks, NodesPerAZ: o.NodesPerAZ,
+		Seed: o.Seed, Groups: o.Groups, Disks: o.Disks, NodesPerAZ: o.NodesPerAZ, Choice: o.Plans,
 		Plans: map[string]PlanCount{}, Faults: map[string]int{}, Calls: map[string]map[string]int{}, counters: &counters{},
 	}
 }
