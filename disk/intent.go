@@ -170,7 +170,16 @@ func (w *intentLog) remember(lo, hi int) {
 func (v *Volume) commitIntent() error {
 	w := &v.intent
 	w.commit.mu.Lock()
-	batch := w.batch
+	// A region of the batch may have been cleared since it was marked; that it is marked again while
+	// this commit runs must not make it durable with an image that lacks it.
+	var batch []int
+	for _, b := range w.batch {
+		for r := b[0]; r < b[1]; r++ {
+			if w.want.Get(r) {
+				batch = append(batch, r)
+			}
+		}
+	}
 	w.batch = nil
 	pages := slices.Sorted(maps.Keys(w.changed))
 	bufs := make([][pageBytes]byte, len(pages))
@@ -204,11 +213,9 @@ func (v *Volume) commitIntent() error {
 	for _, i := range pages {
 		w.slots[i].synced()
 	}
-	for _, b := range batch {
-		for r := b[0]; r < b[1]; r++ {
-			if w.want.Get(r) {
-				w.hot.Set(r)
-			}
+	for _, r := range batch {
+		if w.want.Get(r) {
+			w.hot.Set(r)
 		}
 	}
 	return nil

@@ -154,6 +154,73 @@ func TestMarkAndClearRace(t *testing.T) {
 	wg.Wait()
 }
 
+// TestClearedMarkIsNotHotEarly: a mark cleared while a commit that names its region waits to begin,
+// and set again while that commit runs, is not in the image that the commit writes. Until the next
+// one has ended nobody may take it for durable.
+func TestClearedMarkIsNotHotEarly(t *testing.T) {
+	m := vfs.NewMem()
+	v := create(t, openMem(t, m), "v", 64*mib)
+	must(t, v.MarkIntent(0, 1)) // regions 0 to 3
+	_, gen := v.IntentSnapshot()
+	must(t, v.ClearIntent(exts(ext(4*mib, 4*mib)), gen))
+
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	m.OnOp(func(o vfs.Op) error {
+		if o == "meta:fdatasync" {
+			begun <- struct{}{}
+			<-goOn
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	beside := func(f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	eventually := func(what string, f func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			v.intent.commit.mu.Lock()
+			ok := f()
+			v.intent.commit.mu.Unlock()
+			if ok {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(what)
+			}
+		}
+	}
+	w := &v.intent
+	beside(func() error { return v.MarkIntent(48*mib, 1) })
+	<-begun // a commit runs; the next one gets both of these
+	beside(func() error { return v.MarkIntent(4*mib, 1) })
+	eventually("region 1 is not marked", func() bool { return w.want.Get(1) })
+	beside(func() error { return v.ClearIntent(exts(ext(0, 4*mib)), gen) })
+	eventually("region 0 is not cleared", func() bool { return !w.want.Get(0) })
+	goOn <- struct{}{}
+	<-begun // the commit that clears region 0
+	beside(func() error { return v.MarkIntent(0, 1) })
+	eventually("region 0 is not marked again", func() bool { return w.want.Get(0) })
+	goOn <- struct{}{}
+	<-begun // the commit that marks it again, which is not durable yet
+	if v.IntentMarked(0, 1) {
+		crashed := open(t, openMem(t, m.CrashClone(newRand(1), 0)), "v")
+		t.Errorf("region 0 counts as marked durably; after a power loss the disk has %v", crashed.Intent())
+	}
+	goOn <- struct{}{}
+	wg.Wait()
+	m.OnOp(nil)
+	crashed := open(t, openMem(t, m.CrashClone(newRand(1), 0)), "v")
+	if !covered(crashed.Intent(), ext(0, 8*mib)) || !v.IntentMarked(0, 8*mib) {
+		t.Errorf("in the end the disk has %v", crashed.Intent())
+	}
+}
+
 func covered(have []lockstep.Extent, e lockstep.Extent) bool {
 	for _, h := range have {
 		if h.Off <= e.Off && h.End() >= e.End() {
