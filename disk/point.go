@@ -494,20 +494,20 @@ func (v *Volume) restoreClone(p *point) ([]lockstep.Extent, error) {
 		return nil, err
 	}
 	size, err := f.Size()
-	if err == nil && size != p.size {
+	if err == nil && size < p.size { // it is longer if a Grow had grown the raw file only
 		err = fmt.Errorf("the clone has %d bytes, not %d: %w", size, p.size, lockstep.ErrCorrupt)
 	}
 	if err == nil {
 		err = v.raw.CloneFrom(f)
 		if isUnsupported(err) {
-			err = v.copyFrom(f, size)
+			err = v.copyFrom(f, p.size)
 		}
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, wrapSpace(err)
 	}
 	now := v.size.Load()
-	if err := v.Zero(size, now-size, false); err != nil {
+	if err := v.Zero(p.size, now-p.size, false); err != nil {
 		return nil, err
 	}
 	return []lockstep.Extent{{Off: 0, Len: now}}, nil

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/lockstep-dr/lockstep"
@@ -297,4 +298,30 @@ func canClone(t *testing.T, dir string) bool {
 	_, err = a.WriteAt(fill(1, 8192), 0)
 	must(t, err)
 	return b.CloneFrom(a) == nil
+}
+
+// TestPointOfAnUnfinishedGrow: a Grow that found no room for its maps leaves the raw file longer than
+// the volume. A recovery point that was set then can be used.
+func TestPointOfAnUnfinishedGrow(t *testing.T) {
+	for _, reflink := range []bool{false, true} {
+		m := vfs.NewMem()
+		m.SetReflink(reflink)
+		v := create(t, openMem(t, m), "v", 8*mib)
+		must(t, v.WriteAt(fill(1, mib), 7*mib))
+		failOp(m, "meta:write", syscall.ENOSPC)
+		if err := v.Grow(3 * lockstep.GiB); !errors.Is(err, lockstep.ErrNoSpace) || v.Size() != 8*mib {
+			t.Fatalf("grown to %d: %v", v.Size(), err)
+		}
+		m.OnOp(nil)
+		must(t, v.Sync())
+		must(t, v.SetPoint(5, 2))
+		must(t, v.Preserve(exts(ext(7*mib, mib))))
+		must(t, v.WriteAt(fill(2, mib), 7*mib))
+		if _, err := v.Rollback(); err != nil {
+			t.Fatalf("reflink %v: %v", reflink, err)
+		}
+		expect(t, v, 7*mib, mib, 1)
+		must(t, v.Grow(3*lockstep.GiB))
+		expect(t, v, 8*mib, mib, 0)
+	}
 }

@@ -102,3 +102,21 @@ func TestStepsNeedAllMembers(t *testing.T) {
 		t.Errorf("a step without a member ended with %v", err)
 	}
 }
+
+// Goal: a larger size is known from the record before the synchronization begins anew at its epoch:
+// a write behind the old end, while the secondary is away, is noted and ends nothing.
+func TestWriteBehindTheEndOfATodo(t *testing.T) {
+	b := newBed(t)
+	b.v.setMode(protocol.ModeOneSided, 1, nil, nil, "")
+	b.v.todo, b.v.todoEpoch = b.d.Dirty(), 1
+	if err := b.d.Grow(2 * testSize); err != nil {
+		t.Fatal(err)
+	}
+	b.v.size.Store(2 * testSize)
+	if err := b.ended(b.write(2*testSize-4096, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.v.todoIn(lockstep.Extent{Len: 2 * testSize}); len(got) != 1 || got[0].End() != 2*testSize {
+		t.Errorf("to send: %v", got)
+	}
+}

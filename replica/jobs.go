@@ -97,8 +97,8 @@ func split(e lockstep.Extent, size int64, f func(lockstep.Extent) error) error {
 
 // takeBack fetches ranges from the secondary, which is in its recorded life [F2]. The caller
 // flushes before the new boot id is recorded.
-func (v *Volume) takeBack(ctx context.Context, l *link, epoch lockstep.Epoch, exts []lockstep.Extent) error {
-	eg, ctx := errgroup.WithContext(ctx)
+func (v *Volume) takeBack(jobCtx context.Context, l *link, epoch lockstep.Epoch, exts []lockstep.Extent) error {
+	eg, ctx := errgroup.WithContext(jobCtx)
 	eg.SetLimit(resyncDepth)
 	for _, region := range exts {
 		err := split(region, v.Size(), func(e lockstep.Extent) error {
@@ -118,7 +118,10 @@ func (v *Volume) takeBack(ctx context.Context, l *link, epoch lockstep.Epoch, ex
 			break
 		}
 	}
-	return eg.Wait()
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	return jobCtx.Err() // what was asked for may have come, and the rest was not asked for
 }
 
 // restore writes what was taken back; an empty p is zeroes. It counts as submitted I/O: a demotion waits for it, and after

@@ -229,3 +229,14 @@ func TestNeverInSyncIsNotTakenBack(t *testing.T) {
 		t.Error("not taken back")
 	}
 }
+
+// Goal: a take-back that its context ended has not done its part, whatever it had begun: the primary
+// would record its new boot id and serve what it lacks [F2].
+func TestTakeBackThatWasEndedIsNotDone(t *testing.T) {
+	b := newBed(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := b.v.takeBack(ctx, b.link(1).l, 1, nil); err == nil {
+		t.Error("a canceled take-back is done")
+	}
+}

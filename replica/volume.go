@@ -381,7 +381,9 @@ func (v *Volume) submit(o *op) (send bool, err error) {
 // setTodo notes chunks that the secondary of a copying epoch did not get.
 func (v *Volume) setTodo(e lockstep.Extent) {
 	if v.todo != nil {
-		v.todo.SetRange(chunks(e))
+		from, to := chunks(e)
+		v.todo.Grow(to) // a larger size counts before the epoch that announces it begins the list anew
+		v.todo.SetRange(from, to)
 	}
 }
 
