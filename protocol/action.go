@@ -95,8 +95,9 @@ type KeepImage struct {
 	Pairs []lockstep.PairID
 }
 
-// DropPoint gives the recovery point up: the secondary is in sync.
-type DropPoint struct{}
+// DropPoint gives the recovery points of the named pairs' volumes up, of all if none is named: the
+// secondary is in sync, or what a volume has is of an earlier stay in a group.
+type DropPoint struct{ Pairs []lockstep.PairID }
 
 // Announce sends the record to a secondary on that session.
 type Announce struct {

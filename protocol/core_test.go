@@ -506,6 +506,12 @@ func TestSecondaryAnnouncements(t *testing.T) {
 	if out := must[AnnounceOut](b, b.does(batch)); !out.OK || out.Record.Epoch != 11 {
 		t.Errorf("%+v", out)
 	}
+	again := newBench(t, s1, "az2", "bs1", Saved{})
+	first := rec(StateCopying, false, neverSynced) // whatever point a volume brings is of another group
+	batch = must[Batch](again, again.c.Step(AnnounceIn{Record: first, Conn: 1}))
+	if kinds(batch) != "fence drop-point save " || len(batch.Steps[1].(DropPoint).Pairs) != len(first.Members) {
+		t.Errorf("first copying: %#v", batch.Steps)
+	}
 	if out := must[AnnounceOut](b, b.c.Step(AnnounceIn{Record: rec(StateNormal, true), Conn: 2})); out.OK || out.Newer == nil || out.Newer.Epoch != 11 {
 		t.Errorf("an older epoch: %+v", out)
 	}

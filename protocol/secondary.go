@@ -54,14 +54,23 @@ func (c *Core) adoptAnnounced() {
 	if c.lostForced() {
 		steps = append(steps, c.keepImage())
 	}
-	if r.State == StateCopying && r.InSyncEpoch > 0 {
-		point := SetPoint{Epoch: r.Epoch, InSyncEpoch: r.InSyncEpoch}
+	if r.State == StateCopying {
+		// The epochs of another group compare with none of this one: a point that a volume kept from an
+		// earlier stay could pass for newer than the in-sync commit to come.
+		point, never := SetPoint{Epoch: r.Epoch, InSyncEpoch: r.InSyncEpoch}, DropPoint{}
 		for _, m := range r.Members {
 			if m.InSyncEpoch > 0 {
 				point.Pairs = append(point.Pairs, m.Pair)
+			} else {
+				never.Pairs = append(never.Pairs, m.Pair)
 			}
 		}
-		steps = append(steps, Flush{}, point)
+		if len(never.Pairs) > 0 {
+			steps = append(steps, never)
+		}
+		if r.InSyncEpoch > 0 {
+			steps = append(steps, Flush{}, point)
+		}
 	}
 	steps = append(steps, c.save(RoleSecondary, 0))
 	if r.InSync { // the record says that this image counts, not an older one

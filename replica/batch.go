@@ -124,7 +124,11 @@ func (g *Group) durable(ctx context.Context, s protocol.Durable, result *protoco
 	case protocol.KeepImage:
 		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.KeepImage(s.Epoch) })
 	case protocol.DropPoint:
-		return g.each(func(v *Volume) error { return v.disk.DropPoint() })
+		drop := func(v *Volume) error { return v.disk.DropPoint() }
+		if s.Pairs == nil {
+			return g.each(drop)
+		}
+		return g.eachOf(s.Pairs, drop)
 	}
 	return fmt.Errorf("unknown durable step %T", s)
 }

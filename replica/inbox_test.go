@@ -355,3 +355,46 @@ func TestRefusedWriteTripsWhenTheStoreIsBack(t *testing.T) {
 		t.Errorf("%s, cause %q", r.Describe(), r.Cause)
 	}
 }
+
+// Goal: a recovery point that a volume kept from its stay in another group, whose epochs were higher,
+// is none in this one: not even where the in-sync commit never reached the secondary, and a forced
+// failover follows.
+func TestPointOfAnEarlierGroupIsNoImage(t *testing.T) {
+	p := newPair(t)
+	d := p.b.Volume("vb").disk
+	page := func(fill byte) []byte { return bytes.Repeat([]byte{fill}, 4096) }
+	if err := errors.Join(d.WriteAt(page(9), 0), d.Sync(), d.SetPoint(50, 40)); err != nil {
+		t.Fatal(err)
+	}
+	m := protocol.Member{Pair: "pair", SizeBytes: testSize, Replicas: [2]protocol.Replica{{Volume: "va", Node: "a", AZ: "a"}, {Volume: "vb", Node: "b", AZ: "b"}}}
+	copying, err := protocol.NewGroup("g", "p", "a", "b", []protocol.Member{m}).Sync()
+	if err == nil {
+		err = p.b.OnRecord(copying, false, false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _ := dial(t, p, lockstep.Session{Start: 1, Conn: 1}, copying.Epoch)
+	if a := c.announce(copying); !a.OK {
+		t.Fatalf("announcement: %+v", a)
+	}
+	if st, _, _ := c.ask(wire.Header{Kind: wire.KindWrite, Epoch: copying.Epoch, Volume: wire.Key(m.Pair), Length: 4096}, page(1)); st != wire.StatusOK {
+		t.Fatalf("status %d", st)
+	}
+	r := copying.Clone() // in sync was committed at the next epoch, and left again
+	r.Epoch, r.State, r.InSyncEpoch, r.Fenced, r.Members[0].InSyncEpoch = copying.Epoch+3, protocol.StateNormal, copying.Epoch+1, true, copying.Epoch+1
+	forced, err := r.ForceFailover(r.Epoch)
+	if err == nil {
+		err = p.b.OnRecord(forced, false, false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "b is ready", func() bool {
+		v, _ := p.b.View("g")
+		return v.Adopted && v.Record.Epoch == forced.Epoch
+	})
+	if got := p.holds(t); got != 1 {
+		t.Errorf("the image of the forced failover has %d, the last write in sync was 1", got)
+	}
+}

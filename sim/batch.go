@@ -141,8 +141,12 @@ func (p *process) durable(s protocol.Durable, done func(error)) {
 			done(nil)
 		})
 	case protocol.DropPoint:
-		p.after(w.latency(), func() {
-			p.eachVol(nil, func(pv *pvol) { pv.v.point = nil })
+		d := int64(0)
+		if s.Pairs == nil { // else there is none: a simulated group is its volumes' first
+			d = w.latency()
+		}
+		p.after(d, func() {
+			p.eachVol(s.Pairs, func(pv *pvol) { pv.v.point = nil })
 			done(nil)
 		})
 	case protocol.RollBack:
