@@ -72,8 +72,11 @@ func (v *Volume) backgroundFlush() error {
 func (v *Volume) flushAndClear(choose func(marked []lockstep.Extent) []lockstep.Extent) error {
 	v.mu.Lock()
 	gen, mode, l, epoch, changed := v.gen, v.mode, v.link, v.epoch, v.changed
+	ended := v.stopped || v.failed != nil
 	v.mu.Unlock()
-	if mode != protocol.ModeTwoSided {
+	// A volume that failed, or whose node stops, has let go of what is unrepaired or unacknowledged: only
+	// the marks know of it.
+	if mode != protocol.ModeTwoSided || ended {
 		return nil
 	}
 	marked, snap := v.disk.IntentSnapshot()

@@ -240,3 +240,25 @@ func TestTakeBackThatWasEndedIsNotDone(t *testing.T) {
 		t.Error("a canceled take-back is done")
 	}
 }
+
+// Goal: a node that stops, or a volume that fails, lets go of what waits, but not of its intent log:
+// what was not yet compared, or not acknowledged, is compared in the next life of the process [F9].
+func TestAnEndedVolumeClearsNoMarks(t *testing.T) {
+	for what, end := range map[string]func(*pair, *Volume){
+		"the node stops": func(p *pair, _ *Volume) { p.a.Release() },
+		"a full pool":    func(_ *pair, v *Volume) { _ = v.broken(lockstep.ErrNoSpace) }, // another life serves again
+	} {
+		t.Run(what, func(t *testing.T) {
+			p := newPairWith(t, func(c *Config) { c.FlushEvery = time.Hour })
+			v, _, _ := restarted(t, p)
+			marked := v.disk.IntentBytes()
+			end(p, v)
+			if err := v.backgroundFlush(); err != nil {
+				t.Fatal(err)
+			}
+			if have := v.disk.IntentBytes(); have != marked || !v.disk.IntentMarked(lockstep.RegionBytes, 4096) {
+				t.Errorf("%d bytes are marked, %d were: the next life will not compare what differs", have, marked)
+			}
+		})
+	}
+}
