@@ -325,3 +325,27 @@ func TestPointOfAnUnfinishedGrow(t *testing.T) {
 		expect(t, v, 8*mib, mib, 0)
 	}
 }
+
+// TestOpenAfterAnUnfinishedGrow: a pool without room for the larger maps opens the volume all the same,
+// with the size that it had.
+func TestOpenAfterAnUnfinishedGrow(t *testing.T) {
+	m := vfs.NewMem()
+	p := openMem(t, m)
+	v := create(t, p, "v", 8*mib)
+	must(t, v.MarkIntent(0, 1))
+	failOp(m, "meta:write", syscall.ENOSPC)
+	if err := v.Grow(3 * lockstep.GiB); !errors.Is(err, lockstep.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	p = reopen(t, p, m)
+	v = open(t, p, "v")
+	if v.Size() != 8*mib || v.IntentBytes() != 8*mib {
+		t.Fatalf("%d bytes, %d marked", v.Size(), v.IntentBytes())
+	}
+	m.OnOp(nil)
+	must(t, v.Grow(3*lockstep.GiB))
+	v = open(t, reopen(t, p, m), "v")
+	if v.Size() != 3*lockstep.GiB || v.IntentBytes() != 8*mib {
+		t.Fatalf("grown: %d bytes, %d marked", v.Size(), v.IntentBytes())
+	}
+}

@@ -397,7 +397,12 @@ func (v *Volume) load() error {
 		if err := v.raw.Fdatasync(); err != nil {
 			return v.fail("fdatasync", err)
 		}
-		if err := v.growMaps(size, have); err != nil {
+		err := v.growMaps(size, have)
+		if errors.Is(err, lockstep.ErrNoSpace) { // it has the size that it had; who wants more grows it
+			v.log.Warn("the raw file is longer than the volume, and there is no room for larger maps", "bytes", have, "err", err)
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 	}
