@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -226,4 +227,63 @@ func TestDeletedFilesOfAMemberAreNotMadeAnew(t *testing.T) {
 	}
 	c.act(control.ActionFailover)
 	c.await("failovered", "active-stopped", "")
+}
+
+// Goal: a node that started from an older copy of its directory while the store was away serves nothing
+// of it when the store is back, although it reads the group's record before it has looked at its own.
+func TestOlderCopyStartedWithoutTheStore(t *testing.T) {
+	c := newCluster(t, "a1", "b2")
+	c.app2()
+	c.active()
+	c.act(control.ActionStop)
+	c.await("available", "active-stopped", "0")
+	p := c.nodes["a1"]
+	write := func(fill byte) {
+		t.Helper()
+		if err := c.dev(c.vols[0][0]).WriteAt(t.Context(), bytes.Repeat([]byte{fill}, 4096), 0, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(1)
+	p.shutdown()
+	older := p.fs.CrashClone(rng(), 1)
+	p.start()
+	c.await("available", "active-stopped", "0")
+	write(2)
+	p.shutdown()
+	p.fs, p.cutOff = older, true
+	p.start()
+	time.Sleep(20 * time.Millisecond) // the next look at the records is sooner than that at the directory
+	p.client.SetDown(false)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	got := make([]byte, 4096)
+	read := make(chan error, 1)
+	go func() {
+		err := errors.New("there is no such volume")
+		for ctx.Err() == nil && err != nil { // held requests wait; before that the volume may not be open
+			if v := p.volume(c.vols[0][0]); v != nil {
+				err = v.ReadAt(ctx, got, 0)
+			}
+		}
+		read <- err
+	}()
+	select {
+	case err := <-p.done:
+		p.mu.Lock()
+		p.node, p.stop = nil, nil
+		p.mu.Unlock()
+		if err == nil || !strings.Contains(err.Error(), "older copy") {
+			t.Fatalf("the node ended with %v", err)
+		}
+	case <-time.After(slow * 20 * time.Second):
+		t.Fatal("the node runs on with an older copy of its directory")
+	}
+	cancel()
+	if err := <-read; err == nil {
+		t.Fatalf("the older copy was served: it has %d, the last write was 2", got[0])
+	}
+	p.cutOff = false
+	p.start()
+	c.await("available", "active-stopped", "5") // an operator must say whether it counts
 }

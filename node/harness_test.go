@@ -49,6 +49,7 @@ type proc struct {
 	fs     *vfs.Mem
 	proxy  *proxy
 	client *memstore.Client
+	cutOff bool // it starts while the store does not answer
 
 	mu   sync.Mutex
 	node *Node // nil: not running
@@ -120,6 +121,7 @@ func (p *proc) start() {
 	cfg.fs = p.fs
 	cfg.started = func(n *Node) { up <- n }
 	p.client = p.c.mem.NewClient()
+	p.client.SetDown(p.cutOff)
 	done := make(chan error, 1)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -38,6 +38,9 @@ type Node struct {
 	vols  *volumes
 	// unchecked: the store was away when the directory should have been checked; owned by register.
 	unchecked bool
+	// checked is closed when the directory is known to be no older copy. Before that no record that was
+	// read counts as fresh, and nothing is said to the store.
+	checked chan struct{}
 	report
 	verifies verifies
 }
@@ -45,7 +48,7 @@ type Node struct {
 // RunOn is Run on a store that is open already; it does not close it.
 func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (err error) {
 	cfg = cfg.WithDefaults()
-	n := &Node{cfg: cfg, log: log, st: st}
+	n := &Node{cfg: cfg, log: log, st: st, checked: make(chan struct{})}
 	if n.pool, err = disk.OpenPool(cfg.Pool, disk.Options{Logger: log, BootIDPath: cfg.BootIDPath, FS: cfg.fs}); err != nil {
 		return err
 	}
@@ -69,7 +72,7 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 		Node: cfg.ID, AZ: cfg.AZ, Cluster: cluster, BootID: boot, Instance: n.pool.InstanceID(), Start: n.pool.StartCounter(), Software: cfg.Version,
 		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20,
 		VerifyRateBytes: cfg.VerifyRateMiB << 20,
-		Store:           &records{st: st}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
+		Store:           &records{st: st, checked: n.checked}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
 		Dial: cfg.Machine.Dial, Clock: cfg.Machine.Clock,
 	}, n.pool)
 	if err != nil {
@@ -214,6 +217,9 @@ func (n *Node) checkDirectory(ctx context.Context) error {
 			return err
 		}
 	}
+	if !n.unchecked {
+		close(n.checked)
+	}
 	return n.peers.settled(n.cfg.hostID)
 }
 
@@ -222,8 +228,9 @@ func (n *Node) isOlder(known store.Node) bool {
 	return known.Instance == n.pool.InstanceID() && (known.Start > n.peers.registered() || known.Start >= n.pool.StartCounter())
 }
 
-// checkLate is checkDirectory for a node that started while the store was away: it has served by
-// now, if at all, only what its secondaries agreed to, and must start again as a stranger.
+// checkLate is checkDirectory for a node that started while the store was away. It has served by now, if
+// at all, only what its secondaries agreed to, and has said nothing to the store; if its directory is an
+// older copy it must start again as a stranger.
 func (n *Node) checkLate(ctx context.Context) error {
 	known, _, err := store.GetT[store.Node](ctx, n.st, store.KeyNode(n.cfg.ID))
 	switch {
@@ -231,6 +238,7 @@ func (n *Node) checkLate(ctx context.Context) error {
 		return fmt.Errorf("the pool directory is an older copy (start %d, the store knows %d): the node must be started again, with the store in reach", n.pool.StartCounter(), known.Start)
 	case err == nil, errors.Is(err, lockstep.ErrNotFound):
 		n.unchecked = false
+		close(n.checked)
 		return nil
 	}
 	n.log.Warn("check of the pool directory", "err", err)

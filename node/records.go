@@ -12,13 +12,29 @@ import (
 	"github.com/lockstep-dr/lockstep/store"
 )
 
-// records is the engine's access to the group records: by compare-and-swap only.
-type records struct{ st store.Store }
+// records is the engine's access to the group records: by compare-and-swap only. Until the directory is
+// checked the store is as good as away: an older copy must not answer, or renew a boot id.
+type records struct {
+	st      store.Store
+	checked <-chan struct{}
+}
+
+func (r *records) ready() error {
+	select {
+	case <-r.checked:
+		return nil
+	default:
+		return fmt.Errorf("the pool directory is not checked yet: %w", lockstep.ErrStoreUnavailable)
+	}
+}
 
 const callTimeout = 3 * time.Second
 
 // Propose reads the record, applies change and commits.
 func (r *records) Propose(ctx context.Context, g lockstep.GroupID, change func(protocol.Record) (protocol.Record, error)) error {
+	if err := r.ready(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	rec, rev, err := store.GetT[protocol.Record](ctx, r.st, store.KeyRecord(g))
@@ -36,12 +52,18 @@ func (r *records) Propose(ctx context.Context, g lockstep.GroupID, change func(p
 
 // Read reads the record, linearizably.
 func (r *records) Read(ctx context.Context, g lockstep.GroupID) (protocol.Record, error) {
+	if err := r.ready(); err != nil {
+		return protocol.Record{}, err
+	}
 	rec, _, err := store.GetT[protocol.Record](ctx, r.st, store.KeyRecord(g))
 	return rec, err
 }
 
 // PutAnswer writes the node's answer, whatever stood there.
 func (r *records) PutAnswer(ctx context.Context, a protocol.Answer) error {
+	if err := r.ready(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, err := store.Put(ctx, r.st, store.KeyAnswer(a.Group, a.Node), a, store.AnyRev)
@@ -51,6 +73,9 @@ func (r *records) PutAnswer(ctx context.Context, a protocol.Answer) error {
 // Advance commits what the answers allow; the transaction compares the record and every answer it
 // counted. Ways back are left to controllers, which have the patience.
 func (r *records) Advance(ctx context.Context, g lockstep.GroupID) error {
+	if err := r.ready(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	rec, rev, err := store.GetT[protocol.Record](ctx, r.st, store.KeyRecord(g))
@@ -82,6 +107,11 @@ func (r *records) Advance(ctx context.Context, g lockstep.GroupID) error {
 
 // followRecords feeds every record this node takes part in to the engine.
 func (n *Node) followRecords(ctx context.Context) error {
+	select {
+	case <-n.checked:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	synced := false
 	seen := map[lockstep.GroupID]bool{}
 	return store.Follow(ctx, n.st, store.PrefixRecords, func(batch []store.Change[protocol.Record]) {
