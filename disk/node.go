@@ -83,14 +83,30 @@ func newUUID() string {
 // RenewInstance gives the directory a new identity and at least that start counter, durably: it
 // turned out to be an older copy of itself, and counts as a stranger from now on.
 func (p *Pool) RenewInstance(start uint64) error {
-	n := nodeState{Format: nodeFormat, Instance: newUUID(), Starts: max(start, p.node.Starts)}
+	if err := p.replaceNode(newUUID(), start); err != nil {
+		return fmt.Errorf("renew the instance id: %w", err)
+	}
+	return nil
+}
+
+// CountOn gives the directory at least that start counter, durably, and leaves it what it is: another
+// directory has counted further for the same node.
+func (p *Pool) CountOn(start uint64) error {
+	if err := p.replaceNode(p.node.Instance, start); err != nil {
+		return fmt.Errorf("raise the start counter: %w", err)
+	}
+	return nil
+}
+
+func (p *Pool) replaceNode(instance string, start uint64) error {
+	n := nodeState{Format: nodeFormat, Instance: instance, Starts: max(start, p.node.Starts)}
 	n.Check = n.sum()
 	data, err := json.MarshalIndent(n, "", "  ")
 	if err != nil {
 		return err
 	}
 	if err := p.replace("node", filepath.Join(p.dir, nodeFile), append(data, '\n')); err != nil {
-		return fmt.Errorf("renew the instance id: %w", err)
+		return err
 	}
 	p.node = n
 	return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep/control"
 	"github.com/lockstep-dr/lockstep/disk/vfs"
+	"github.com/lockstep-dr/lockstep/store"
 )
 
 // Goal: out of sync the newest writes are in the primary's directory alone. Moved to another machine
@@ -286,4 +287,68 @@ func TestOlderCopyStartedWithoutTheStore(t *testing.T) {
 	p.cutOff = false
 	p.start()
 	c.await("available", "active-stopped", "5") // an operator must say whether it counts
+}
+
+// Goal: a node whose pool is lost starts to count its starts anew; its secondaries have seen later
+// sessions of it, and take its new ones all the same.
+func TestLostPoolOfANodeThatWasStartedOften(t *testing.T) {
+	c := newCluster(t, "a1", "b2")
+	c.app2()
+	c.active()
+	p := c.nodes["a1"]
+	for range 2 {
+		p.shutdown()
+		p.start()
+		c.await("available", "active", "0")
+	}
+	if err := c.dev(c.vols[0][0]).WriteAt(t.Context(), bytes.Repeat([]byte{7}, 4096), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	p.kill()
+	p.fs = vfs.NewMem()
+	p.mkdir()
+	p.start()
+	c.await("available", "active", "0")
+	got := make([]byte, 4096)
+	ctx, cancel := context.WithTimeout(t.Context(), slow*20*time.Second)
+	defer cancel()
+	if err := c.dev(c.vols[0][0]).ReadAt(ctx, got, 0); err != nil || got[0] != 7 {
+		t.Fatalf("read %d: %v", got[0], err)
+	}
+	c.same()
+}
+
+// Goal: a node that was started once in an empty directory, because the right one was not mounted, is
+// no stranger when it is started in the right one again.
+func TestStartedOnceInTheWrongDirectory(t *testing.T) {
+	c := newCluster(t, "a1", "b2")
+	c.app2()
+	c.active()
+	c.act(control.ActionStop)
+	c.await("available", "active-stopped", "0")
+	p := c.nodes["a1"]
+	p.shutdown()
+	right := p.fs
+	p.fs = vfs.NewMem()
+	p.mkdir()
+	p.start()
+	c.eventually("it has registered", func() error {
+		n, _, err := store.GetT[store.Node](t.Context(), c.mem, store.KeyNode("a1"))
+		if err == nil && n.Instance != p.running().pool.InstanceID() {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+	p.shutdown()
+	p.fs = right
+	p.start()
+	c.await("available", "active-stopped", "0")
+	ctx, cancel := context.WithTimeout(t.Context(), slow*20*time.Second)
+	defer cancel()
+	if err := c.dev(c.vols[0][0]).WriteAt(ctx, make([]byte, 4096), 0, true); err != nil {
+		t.Fatal(err)
+	}
+	c.act(control.ActionSync)
+	c.active()
+	c.same()
 }

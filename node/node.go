@@ -211,6 +211,11 @@ func (n *Node) checkDirectory(ctx context.Context) error {
 	case n.isOlder(known):
 		n.log.Warn("the pool directory is an older copy; it gets a new instance id", "start", n.pool.StartCounter(), "known", known.Start)
 		moved = true
+	case n.countsAnew(known):
+		n.log.Warn("the pool directory is another one than the store knows; its starts are counted on", "start", n.pool.StartCounter(), "known", known.Start)
+		if err := n.pool.CountOn(known.Start + 1); err != nil {
+			return err
+		}
 	}
 	if moved {
 		if err := n.pool.RenewInstance(known.Start + 1); err != nil {
@@ -228,14 +233,18 @@ func (n *Node) isOlder(known store.Node) bool {
 	return known.Instance == n.pool.InstanceID() && (known.Start > n.peers.registered() || known.Start >= n.pool.StartCounter())
 }
 
+// countsAnew: the directory has counted fewer starts than the store knows of this node. The secondaries
+// may have answered later sessions than those it would begin, and would refuse it for ever [F8].
+func (n *Node) countsAnew(known store.Node) bool { return known.Start >= n.pool.StartCounter() }
+
 // checkLate is checkDirectory for a node that started while the store was away. It has served by now, if
 // at all, only what its secondaries agreed to, and has said nothing to the store; if its directory is an
 // older copy it must start again as a stranger.
 func (n *Node) checkLate(ctx context.Context) error {
 	known, _, err := store.GetT[store.Node](ctx, n.st, store.KeyNode(n.cfg.ID))
 	switch {
-	case err == nil && n.isOlder(known):
-		return fmt.Errorf("the pool directory is an older copy (start %d, the store knows %d): the node must be started again, with the store in reach", n.pool.StartCounter(), known.Start)
+	case err == nil && (n.isOlder(known) || n.countsAnew(known)):
+		return fmt.Errorf("the pool directory is an older copy, or another one (start %d, the store knows %d): the node must be started again, with the store in reach", n.pool.StartCounter(), known.Start)
 	case err == nil, errors.Is(err, lockstep.ErrNotFound):
 		n.unchecked = false
 		close(n.checked)
