@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -41,6 +42,8 @@ type Node struct {
 	// checked is closed when the directory is known to be no older copy. Before that no record that was
 	// read counts as fresh, and nothing is said to the store.
 	checked chan struct{}
+	// earlier is store.Node.Earlier, as it was found in the store; owned by register.
+	earlier map[string]uint64
 	report
 	verifies verifies
 }
@@ -223,6 +226,7 @@ func (n *Node) checkDirectory(ctx context.Context) error {
 		}
 	}
 	if !n.unchecked {
+		n.settleEarlier(known)
 		close(n.checked)
 	}
 	return n.peers.settled(n.cfg.hostID)
@@ -230,7 +234,21 @@ func (n *Node) checkDirectory(ctx context.Context) error {
 
 // isOlder: the store knows a start of this very directory that the directory does not remember.
 func (n *Node) isOlder(known store.Node) bool {
-	return known.Instance == n.pool.InstanceID() && (known.Start > n.peers.registered() || known.Start >= n.pool.StartCounter())
+	last := known.Earlier[n.pool.InstanceID()] // another directory was used meanwhile
+	if known.Instance == n.pool.InstanceID() {
+		last = known.Start
+	}
+	return last > n.peers.registered() || last != 0 && last >= n.pool.StartCounter()
+}
+
+// settleEarlier keeps what the store knows of the node's other directories.
+func (n *Node) settleEarlier(known store.Node) {
+	n.earlier = map[string]uint64{}
+	maps.Copy(n.earlier, known.Earlier)
+	if known.Instance != "" {
+		n.earlier[known.Instance] = known.Start
+	}
+	delete(n.earlier, n.pool.InstanceID())
 }
 
 // countsAnew: the directory has counted fewer starts than the store knows of this node. The secondaries
@@ -247,6 +265,7 @@ func (n *Node) checkLate(ctx context.Context) error {
 		return fmt.Errorf("the pool directory is an older copy, or another one (start %d, the store knows %d): the node must be started again, with the store in reach", n.pool.StartCounter(), known.Start)
 	case err == nil, errors.Is(err, lockstep.ErrNotFound):
 		n.unchecked = false
+		n.settleEarlier(known)
 		close(n.checked)
 		return nil
 	}
@@ -270,7 +289,7 @@ func (n *Node) register(ctx context.Context) error {
 		if err != nil {
 			n.log.Warn("free space", "err", err)
 		}
-		self.TotalBytes, self.FreeBytes = total, free
+		self.TotalBytes, self.FreeBytes, self.Earlier = total, free, n.earlier
 		moved := self.FreeBytes - last.FreeBytes
 		if !n.unchecked && (last.ID == "" || moved > 64<<20 || moved < -64<<20) {
 			if err := n.peers.registering(self.Start); err != nil {

@@ -83,11 +83,14 @@ type Node struct {
 	NBDAddress string          `json:"nbd_address,omitempty"` // host:port, empty: no TCP
 	Instance   string          `json:"instance"`              // of the pool directory
 	Start      uint64          `json:"start"`                 // start counter of the pool directory
-	BootID     lockstep.BootID `json:"boot_id"`
-	TotalBytes int64           `json:"total_bytes"`
-	FreeBytes  int64           `json:"free_bytes"`
-	Version    string          `json:"version"`
-	UpdatedAt  time.Time       `json:"updated_at"`
+	// Earlier holds the last start of every other directory that the node was started in, by instance id:
+	// one of them that comes back may be an older copy.
+	Earlier    map[string]uint64 `json:"earlier,omitempty"`
+	BootID     lockstep.BootID   `json:"boot_id"`
+	TotalBytes int64             `json:"total_bytes"`
+	FreeBytes  int64             `json:"free_bytes"`
+	Version    string            `json:"version"`
+	UpdatedAt  time.Time         `json:"updated_at"`
 }
 
 // Presence is the value of an alive key.
