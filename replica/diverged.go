@@ -35,15 +35,21 @@ func noImage(pair lockstep.PairID) string {
 }
 
 // discardImages removes the divergence images that a user deleted, beside the loop: an open image
-// may be large. What fails is tried again with the next life of the process.
-func (g *Group) discardImages(r protocol.Record) {
-	if slices.Equal(r.Discard, g.discarded) {
+// may be large. What fails is tried again with the next life of the process. A volume that leaves the
+// group with this very record is meant, too: no other group's epochs say what its images are.
+func (g *Group) discardImages(v View) {
+	if slices.Equal(v.Record.Discard, g.discarded) {
 		return
 	}
-	g.discarded = slices.Clone(r.Discard)
-	epochs := g.discarded
+	g.discarded = slices.Clone(v.Record.Discard)
+	epochs, vols := g.discarded, g.volumes()
+	for id := range g.members(v.Saved.Record) {
+		if left := g.host.volume(id); left != nil && !slices.Contains(vols, left) {
+			vols = append(vols, left)
+		}
+	}
 	g.jobs.Go(func() {
-		for _, v := range g.volumes() {
+		for _, v := range vols {
 			for _, e := range epochs {
 				if err := v.disk.DropImage(e); err != nil {
 					g.log.Error("drop divergence image", "volume", v.id, "epoch", e, "err", err)

@@ -252,7 +252,7 @@ func (g *Group) step(ev protocol.Event) {
 	g.view = view
 	g.mu.Unlock()
 	g.verify.seen(view)
-	g.discardImages(view.Record)
+	g.discardImages(view)
 	if changed {
 		g.log.Info("group", "epoch", view.Record.Epoch, "state", view.Record.State, "in_sync", view.Record.InSync, "role", role, "mode", mode, "adopted", view.Adopted, "why", why)
 		g.wantDialers(view)

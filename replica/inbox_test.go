@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -397,4 +398,20 @@ func TestPointOfAnEarlierGroupIsNoImage(t *testing.T) {
 	if got := p.holds(t); got != 1 {
 		t.Errorf("the image of the forced failover has %d, the last write in sync was 1", got)
 	}
+}
+
+// Goal: a divergence image that was deleted while its node was away goes when the node is back, also if
+// its pair has left the group meanwhile: a later group may have a forced failover at that epoch.
+func TestDiscardedImageOfAVolumeThatLeft(t *testing.T) {
+	p, _, r := alone(t)
+	v := p.b.Volume("vb")
+	if err := errors.Join(v.disk.KeepImage(7), v.disk.KeepImage(8)); err != nil {
+		t.Fatal(err)
+	}
+	left := r.DiscardImage(7)
+	left.Epoch, left.InSync, left.Members, left.Untold = r.Epoch+3, false, nil, []lockstep.NodeID{"b"}
+	if err := p.b.OnRecord(left, false, false); err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "image 7 is gone", func() bool { return slices.Equal(v.Images(), []lockstep.Epoch{8}) })
 }
