@@ -114,13 +114,18 @@ func (n *Node) followRecords(ctx context.Context) error {
 	}
 	synced := false
 	seen := map[lockstep.GroupID]bool{}
+	told := map[lockstep.GroupID]lockstep.Epoch{} // the newest of each
 	return store.Follow(ctx, n.st, store.PrefixRecords, func(batch []store.Change[protocol.Record]) {
 		for _, c := range batch {
 			id := lockstep.GroupID(strings.TrimPrefix(c.Key, store.PrefixRecords))
 			switch c.Kind {
 			case store.ChangePut:
 				seen[id] = true
-				if err := n.host.OnRecord(c.Value, !synced, c.Rewound); err != nil {
+				// The changes of a key come in their order: an older record after a newer one is from a
+				// store that went back, also where its revision did not (a restore that bumps it).
+				rewound := c.Rewound || c.Value.Epoch < told[id]
+				told[id] = max(told[id], c.Value.Epoch)
+				if err := n.host.OnRecord(c.Value, !synced, rewound); err != nil {
 					n.log.Error("record", "group", id, "err", err)
 				}
 			case store.ChangeDeleted:

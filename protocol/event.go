@@ -7,8 +7,9 @@ type Event interface{ apply(c *Core) }
 
 // RecordRead: a record was read. FromStore: from the store, by a read begun after this process
 // started (never set for a record that a peer passed on). AtStart: it is the first such read; one
-// that is older than what this node had persisted then shows a store that went back. Rewound: it is
-// from a list whose revision is lower than one that was seen before, which shows the same.
+// that is older than what this node had persisted then shows a store that went back. Rewound: it came
+// from the store after a newer one, or from a list whose revision is lower than one that was seen
+// before, which shows the same.
 type RecordRead struct {
 	Record    Record
 	FromStore bool

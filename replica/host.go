@@ -245,7 +245,8 @@ func (h *Host) Groups() []lockstep.GroupID {
 }
 
 // OnRecord takes a record that was read from the store. atStart: by the first linearizable read
-// after the start of the process; rewound: by a list that shows a store restored from an older copy.
+// after the start of the process; rewound: after something newer, which shows a store restored from
+// an older copy.
 func (h *Host) OnRecord(r protocol.Record, atStart, rewound bool) error {
 	g := h.group(r.Group)
 	if g == nil {
