@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/control"
 	"github.com/lockstep-dr/lockstep/disk/vfs"
 	"github.com/lockstep-dr/lockstep/store"
@@ -55,7 +56,8 @@ func TestDirectoryMovedOutOfSync(t *testing.T) {
 }
 
 // Goal: a primary whose pool is lost starts in an empty one and serves nothing but what it has taken
-// back in full, however late the new files are made.
+// back in full, however late the new files are made. The new directory was started less often than the
+// old one, which its secondary has heard of.
 func TestLostPoolOfAPrimary(t *testing.T) {
 	times := []int{0, 1, 3, 7, 40}
 	if testing.Short() {
@@ -66,11 +68,20 @@ func TestLostPoolOfAPrimary(t *testing.T) {
 			c := newCluster(t, "a1", "b2")
 			c.app2()
 			c.active()
+			p := c.nodes["a1"]
+			p.shutdown()
+			p.start()
+			c.eventually("the second start is registered", func() error {
+				n, _, err := store.GetT[store.Node](t.Context(), c.mem, store.KeyNode("a1"))
+				if err == nil && n.Start < 2 {
+					err = fmt.Errorf("start %d", n.Start)
+				}
+				return err
+			})
 			l := newLoad(c)
 			l.run(0, 3)
 			l.progress(200)
 			l.halt()
-			p := c.nodes["a1"]
 			p.kill()
 			p.fs = vfs.NewMem()
 			p.mkdir()
@@ -86,6 +97,61 @@ func TestLostPoolOfAPrimary(t *testing.T) {
 			c.same()
 		})
 	}
+}
+
+// Goal: the directory of a primary is lost with its intent log, which named what the secondary had not
+// flushed. What is taken back is durable at the secondary, too, before it counts: if its host loses
+// power then, nothing is missing there that no map names.
+func TestLostPoolAndThenAPowerLossOfTheSecondary(t *testing.T) {
+	c := newCluster(t, "a1", "b2")
+	c.app2()
+	c.active()
+	for _, id := range []lockstep.NodeID{"a1", "b2"} { // nothing but what the test asks for is flushed
+		c.nodes[id].shutdown()
+		c.nodes[id].cfg.FlushEvery = time.Hour
+		c.nodes[id].start()
+	}
+	c.await("available", "active", "0")
+	want := bytes.Repeat([]byte{0x5a}, 4096)
+	c.eventually("a write is acknowledged", func() error {
+		return c.dev(c.vols[0][0]).WriteAt(t.Context(), want, 0, false)
+	})
+	a1, b2 := c.nodes["a1"], c.nodes["b2"]
+	a1.kill()
+	a1.fs = vfs.NewMem()
+	a1.mkdir()
+	a1.start()
+	read := func() error {
+		have := make([]byte, len(want))
+		v := a1.volume(c.vols[0][0])
+		if v == nil {
+			return errors.New("no volume yet")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := v.ReadAt(ctx, have, 0); err != nil {
+			return err
+		}
+		if !bytes.Equal(have, want) {
+			return errors.New("the acknowledged write is not there")
+		}
+		return nil
+	}
+	c.eventually("the primary has taken everything back", read)
+	boot := c.record().BootIDs["b2"]
+	b2.powerLoss(0)
+	b2.start()
+	c.eventually("it was synchronized again", func() error {
+		if r := c.record(); r.BootIDs["b2"] == boot {
+			return fmt.Errorf("%s", r.Describe())
+		}
+		return nil
+	})
+	c.await("available", "active", "0")
+	if err := read(); err != nil {
+		t.Error(err)
+	}
+	c.same()
 }
 
 // Goal: a disk error that only a job meets is the volume's, and the group does not stay as it was.

@@ -361,12 +361,13 @@ func (b *inbox) note(v *Volume, err error) {
 const slowSync = 10 * time.Millisecond
 
 // flush is fdatasync: here in the reader if nothing else waits and the disk is quick, else beside
-// it, so that writes that follow are not held up.
+// it, so that writes that follow are not held up. At the end of a take-back it comes before any
+// announcement.
 func (b *inbox) flush(c *inConn, h wire.Header, more bool) {
 	do := func() error {
 		b.gate.RLock()
 		defer b.gate.RUnlock()
-		v, err := b.enter(c, h, true)
+		v, err := b.enter(c, h, false)
 		if err == nil {
 			err = v.disk.Sync()
 			b.note(v, err)

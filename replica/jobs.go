@@ -66,7 +66,13 @@ func (g *Group) jobOn(ctx context.Context, v *Volume, l *link, j protocol.PeerJo
 	case protocol.JobTakeBack:
 		return v.takeBack(ctx, l, j.Epoch, v.disk.Intent())
 	case protocol.JobTakeBackAll:
-		return v.takeBack(ctx, l, j.Epoch, []lockstep.Extent{{Off: 0, Len: v.Size()}})
+		if err := v.takeBack(ctx, l, j.Epoch, []lockstep.Extent{{Off: 0, Len: v.Size()}}); err != nil {
+			return err
+		}
+		// The log that named what the secondary has not flushed stayed in the other directory: from now
+		// on a loss of power there would take what no map names.
+		_, err := l.ask(ctx, wire.Header{Kind: wire.KindFlush, Epoch: j.Epoch, Volume: v.key}, nil)
+		return err
 	}
 	return fmt.Errorf("unknown job %q", j.Job)
 }
