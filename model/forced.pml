@@ -146,10 +146,8 @@ end: do
   :: d_step { state == failovering && readyAt == epoch && (!byForce || STOPPED) ->
      printf("failed over to site %d, by force %d\n", 1 - prim, byForce);
      fenced = (byForce || heldAt == epoch); forced = byForce; waived = 0;
-     if :: byForce && P.chunk[0] != S.chunk[0] -> givenUp = givenUp | BIT(P.chunk[0]) :: else fi;
-     if :: byForce && P.chunk[1] != S.chunk[1] -> givenUp = givenUp | BIT(P.chunk[1]) :: else fi;
-     if :: byForce && issued > NEWEST(1 - prim) -> givenUp = givenUp | (30 & ~((BIT(NEWEST(1 - prim) + 1)) - 1) & ((BIT(issued + 1)) - 1)) :: else fi;
      assert(IS_CUT(1 - prim));
+     if :: byForce && issued > NEWEST(1 - prim) -> givenUp = givenUp | (BIT(issued + 1) - BIT(NEWEST(1 - prim) + 1)) :: else fi;
      prim = 1 - prim; failedOver = 1; inSync = 0; next(normal) }
   :: d_step { !calm && state == failovering && byForce && breaks < BREAKS -> printf("site %d cannot: the forced failover is given up\n", 1 - prim); breaks++; byForce = 0; next(normal) }
   :: d_step { !calm -> printf("-- calm\n"); calm = 1 }

@@ -49,6 +49,9 @@
 #ifndef CUTS
 #define CUTS 1               /* of a link; 0: none */
 #endif
+#ifndef HEALS
+#define HEALS 0              /* 1: once calm, the controller synchronizes by itself */
+#endif
 /* Which hosts may lose power: the promise ends where both sides of a pair do, but for what both had flushed. */
 #ifndef POWER
 #define POWER (POWER_PRIMARY + POWER_SECONDARY)
@@ -426,8 +429,8 @@ end: do
      if :: RULE_F11 -> record.pause = 1; ADVANCE(tripping)
         :: else -> record.inSync = 0; ADVANCE(normal) fi }      /* as if holding in memory were enough */
   /* ---- synchronization */
-  :: d_step { !calm && syncs < SYNCS && record.state == normal && !record.inSync && !record.failedOver ->
-     printf("controller: synchronization\n"); syncs++; ADVANCE(copying) }
+  :: d_step { (!calm && syncs < SYNCS || HEALS && calm) && record.state == normal && !record.inSync && !record.failedOver ->
+     printf("controller: synchronization\n"); if :: calm -> skip :: else syncs++ fi; ADVANCE(copying) }
   :: d_step { record.state == copying && EVERY(REPORTED) ->
      printf("controller: in sync\n");
      COMMIT_BOOTS(0);
@@ -479,7 +482,7 @@ end: do
 
 #define RESTED(n) (STAYS_DOWN(n) || record.failedOver && secondary[n].serving || !record.failedOver && primary[n].pending == 0 && primary[n].adopted && \
                    (primary[n].mode == two_sided && SENDS(n) || primary[n].mode == one_sided))
-#define settled (record.state == normal && EVERY(RESTED))
+#define settled (record.state == normal && EVERY(RESTED) && (!HEALS || record.inSync || record.failedOver))
 #ifdef LIVE
 ltl settles { (<> calm) -> (<> [] settled) }
 #endif

@@ -44,6 +44,10 @@ end: do
   od
 }
 
+#define settled (committed || rolledBack)
+#ifdef LIVE
+ltl settles { <> [] settled }
+#endif
 init {
   atomic { run Chunk(0); run Chunk(1) }
 end: do

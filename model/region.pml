@@ -170,6 +170,11 @@ end: do
   od
 }
 
+/* once nothing happens to it any more, it serves, equal and idle, or both sides are equal after the rejoin */
+#define settled (phase == equal || phase == replicating && primaryIs == serves && !inFlight && !repair)
+#ifdef LIVE
+ltl settles { <> [] settled }
+#endif
 init {
   if :: power = 0 :: power = 1 fi;
   atomic { run Guest(0); run Guest(1); run Write(1); run Write(2);

@@ -20,6 +20,7 @@ mtype = { good, failed, blank };
 
 byte epoch = 1; mtype state = normal; bool inSync = 1; byte primarySite;           /* the record */
 byte has[2]; mtype disk[2]; bool up[2]; byte siteEpoch[2]; bool serves[2];
+bool broke[2];               /* the medium itself; disk: what is made of it */
 bool whole[2];               /* what this side's directory holds was in sync once, or is the primary's */
 byte issued, acked, inFlight; bool remoteDone, localDone;
 byte fails, downs, moves; bool calm, ready, reported;
@@ -60,8 +61,12 @@ end: do
   :: d_step { inFlight && s == primarySite && localDone && (remoteDone || !inSync) && MAY_ACK ->
      printf("site %d: acknowledges write %d\n", s, inFlight); acked = inFlight; inFlight = 0 }
   /* a disk fails, is replaced */
-  :: d_step { !calm && fails < 2 && disk[s] == good && !(fails && disk[1 - s] != good) -> printf("site %d: its disk fails\n", s); fails++; disk[s] = failed; serves[s] = 0 }
-  :: d_step { disk[s] == failed && s == OTHER && !inSync && !serves[s] -> printf("site %d: an empty disk\n", s); disk[s] = blank; has[s] = 0; whole[s] = 0 }
+  :: d_step { !calm && fails < 2 && disk[s] == good && !(fails && disk[1 - s] != good) -> printf("site %d: its disk fails\n", s); fails++; disk[s] = failed; broke[s] = 1; serves[s] = 0;
+#ifdef BAD_PEER_ERROR   /* R31: met by a job, the secondary's error passes for one of the own disk */
+     if :: s == OTHER && state == copying -> disk[primarySite] = failed; serves[primarySite] = 0 :: else fi
+#endif
+     }
+  :: d_step { disk[s] == failed && s == OTHER && !inSync && !serves[s] -> printf("site %d: an empty disk\n", s); disk[s] = blank; broke[s] = 0; has[s] = 0; whole[s] = 0 }
 #ifdef BAD_RETRY        /* the error went away: it is taken for good again, without what it lost */
   :: d_step { disk[s] == failed -> disk[s] = good; if :: has[s] -> has[s]-- :: else fi }
 #endif
@@ -96,6 +101,7 @@ proctype Watch() {
 end: do
   :: d_step { MAY_ACK && has[primarySite] < acked -> assert(0) }
   :: d_step { inSync && state == normal && disk[0] == good && disk[1] == good && !inFlight && has[OTHER] < acked -> assert(0) }
+  :: d_step { disk[0] == failed && !broke[0] || disk[1] == failed && !broke[1] -> printf("watch: a good disk counts as failed\n"); assert(0) }
   :: d_step { serves[0] && serves[1] && siteEpoch[0] == siteEpoch[1] && siteEpoch[0] > 0 -> assert(0) }
   od
 }
