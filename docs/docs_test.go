@@ -501,3 +501,61 @@ func TestADRsHaveTheirParts(t *testing.T) {
 		}
 	}
 }
+
+// TestModelsHavePages: each model has a page with all its parts, which names every run of it, and files,
+// and tests, that exist.
+func TestModelsHavePages(t *testing.T) {
+	models, err := filepath.Glob(root + "/model/*.pml")
+	if err != nil || len(models) < 15 {
+		t.Fatalf("%d models: %v", len(models), err)
+	}
+	tests := goTests(t)
+	file, test := regexp.MustCompile("`[a-z/]+[a-z_0-9]*\\.go`"), regexp.MustCompile("`Test[A-Za-z0-9]+`")
+	runs := regexp.MustCompile(`(?m)^([A-Za-z0-9-]+) +\| ([a-z]+)\.pml`).FindAllStringSubmatch(read(t, root+"/model/runs.txt"), -1)
+	for _, model := range models {
+		name := strings.TrimSuffix(filepath.Base(model), ".pml")
+		text := read(t, root+"/model/"+name+".md")
+		for _, part := range []string{"**What is modelled.**", "| in the model | in the code |", "**Checked.**", "**Left out.**", "**Broken variants.**", "**States.**"} {
+			if !strings.Contains(text, part) {
+				t.Errorf("model %s: no %s", name, part)
+			}
+		}
+		for _, r := range runs {
+			if r[2] == name && !regexp.MustCompile(`\b`+r[1]+`\b`).MatchString(text) {
+				t.Errorf("model %s: the page does not name the run %s", name, r[1])
+			}
+		}
+		for _, f := range file.FindAllString(text, -1) {
+			if _, err := os.Stat(filepath.Join(root, strings.Trim(f, "`"))); err != nil {
+				t.Errorf("model %s: %v", name, err)
+			}
+		}
+		for _, f := range test.FindAllString(text, -1) {
+			if !tests[strings.Trim(f, "`")] {
+				t.Errorf("model %s: there is no %s", name, f)
+			}
+		}
+	}
+}
+
+// goTests are the names of all tests of the project.
+func goTests(t *testing.T) map[string]bool {
+	t.Helper()
+	names := map[string]bool{}
+	decl := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && path != root && strings.HasPrefix(d.Name(), ".") {
+			return filepath.SkipDir
+		}
+		if err == nil && strings.HasSuffix(path, "_test.go") {
+			for _, m := range decl.FindAllStringSubmatch(read(t, path), -1) {
+				names[m[1]] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
