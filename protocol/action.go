@@ -120,9 +120,11 @@ type Job string
 
 // Jobs.
 const (
-	JobRepair      Job = "repair"        // send the regions of the write-intent log that differ, while requests to others are served [F9]
-	JobTakeBack    Job = "take-back"     // fetch the regions of the write-intent log [F2]
-	JobTakeBackAll Job = "take-back-all" // fetch everything: the directory is not the recorded one
+	JobRepair   Job = "repair"    // send the regions of the write-intent log that differ, while requests to others are served [F9]
+	JobTakeBack Job = "take-back" // fetch the regions of the write-intent log [F2]
+	// JobTakeBackAll fetches everything, for the directory is not the recorded one, and has the secondary
+	// flush it: the log that named what is not flushed there is lost.
+	JobTakeBackAll Job = "take-back-all"
 	// JobResync sends dirty chunks until none is left. What was noted as sent under another boot id
 	// of the secondary does not count; a secondary in another directory is sent everything.
 	JobResync Job = "resync"
