@@ -61,7 +61,17 @@ type acting struct {
 	status string
 }
 
+// begin reads a group of which something is to be changed.
 func (t *tx) begin(caller Caller, id lockstep.GroupID) (*acting, error) {
+	x, err := t.look(caller, id)
+	if err != nil {
+		return nil, err
+	}
+	return x, t.checkNotOlder(x.r)
+}
+
+// look reads a group and which of its nodes are alive.
+func (t *tx) look(caller Caller, id lockstep.GroupID) (*acting, error) {
 	g, r, err := seenGroup(t, caller, id)
 	if err != nil {
 		return nil, err

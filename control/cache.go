@@ -52,7 +52,8 @@ func newSnapshot() *snapshot {
 // followed lists the prefixes a snapshot is made of.
 var followed = []string{
 	store.KeyCluster, store.PrefixNodes, store.PrefixAliveNodes, store.PrefixVolumes, store.PrefixObservedVol, store.PrefixPairs,
-	store.PrefixGroups, store.PrefixRecords, store.PrefixAnswers, store.PrefixObservedGroup, store.PrefixOps,
+	// Reports before records: a report of a newer epoch than the record's would mean an older store.
+	store.PrefixGroups, store.PrefixObservedGroup, store.PrefixRecords, store.PrefixAnswers, store.PrefixOps,
 	store.PrefixVerify, store.PrefixObservedVerify,
 }
 

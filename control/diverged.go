@@ -32,7 +32,7 @@ type DivergedVolume struct {
 func (c *Controller) DivergenceImages(ctx context.Context, caller Caller, id lockstep.GroupID) ([]DivergenceImage, error) {
 	var out []DivergenceImage
 	err := c.update(ctx, nil, func(t *tx) error {
-		x, err := t.begin(caller, id)
+		x, err := t.look(caller, id)
 		if err != nil {
 			return err
 		}
@@ -135,14 +135,11 @@ func (x *acting) checkImagesKept() error {
 	}
 	for _, m := range x.r.Members {
 		old := m.In(x.r.Secondary)
-		n, _, err := peek[store.Node](x.tx, store.KeyNode(old.Node))
+		kept, err := x.imageKept(x.r, m, seen[old.Node])
 		if err != nil {
 			return err
 		}
-		if want := x.r.Instances[old.Node]; want != "" && n.Instance != want {
-			continue // another directory: what lost is not in it
-		}
-		if !slices.Contains(seen[old.Node].Volumes[old.Volume].Images, uint64(f.Epoch)) {
+		if !kept {
 			why := seen[old.Node].Why
 			if why != "" {
 				why = " (" + why + ")"
@@ -154,18 +151,41 @@ func (x *acting) checkImagesKept() error {
 	return nil
 }
 
-// checkNoImages refuses to let a pair go while a divergence image of it is kept: nobody would find it.
+// imageKept reports whether nothing is left to be kept of what a pair's side lost in the forced failover
+// that stands in the record; o is the report of that side's node.
+func (t *tx) imageKept(r protocol.Record, m protocol.Member, o store.GroupObserved) (bool, error) {
+	if r.Forced == nil || r.Forced.Waived || m.NoImage {
+		return true, nil
+	}
+	old := m.In(r.Secondary)
+	n, _, err := peek[store.Node](t, store.KeyNode(old.Node))
+	if err != nil {
+		return false, err
+	}
+	if want := r.Instances[old.Node]; want != "" && n.Instance != want {
+		return true, nil // another directory: what lost is not in it
+	}
+	return slices.Contains(o.Volumes[old.Volume].Images, uint64(r.Forced.Epoch)), nil
+}
+
+// checkNoImages refuses to let a pair go while a divergence image of it is kept, or is still to be made:
+// nobody would find it, and in another group what it is of would be overwritten.
 func (t *tx) checkNoImages(r protocol.Record, m protocol.Member) error {
 	for _, rep := range m.Replicas {
-		o, found, err := peek[store.GroupObserved](t, store.KeyObservedGroup(r.Group, rep.Node))
+		o, _, err := get[store.GroupObserved](t, store.KeyObservedGroup(r.Group, rep.Node))
 		if err != nil {
 			return err
 		}
-		if !found {
-			continue
-		}
 		if images := imagesOf(r, map[lockstep.NodeID]store.GroupObserved{rep.Node: o}, rep); len(images) > 0 {
 			return conflict("", "replication pair %s has divergence image %d on node %s: export what is needed of it and delete it first", m.Pair, images[0], rep.Node)
+		}
+		if rep != m.In(r.Secondary) {
+			continue
+		}
+		if kept, err := t.imageKept(r, m, o); err != nil {
+			return err
+		} else if !kept {
+			return conflict("", "replication pair %s lost a forced failover, and node %s has not kept what it alone had yet: wait for it, or give divergence image %d up by deleting it", m.Pair, rep.Node, r.Forced.Epoch)
 		}
 	}
 	return nil

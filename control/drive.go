@@ -116,10 +116,14 @@ func (d *driver) driveGroup(ctx context.Context, id lockstep.GroupID) (time.Dura
 		grouped  bool
 		ops      []string
 		left     int // answers, reports, a verification
+		older    bool
 	)
 	d.c.peekCache(func(s *snapshot) {
 		record, recorded = s.records[id]
 		group, grouped = s.groups[id]
+		for _, sight := range s.sights[id] {
+			older = older || recorded && sight.Epoch > record.Epoch
+		}
 		left = len(s.answers[id]) + len(s.sights[id]) + len(s.verified[id])
 		if _, verified := s.verifies[id]; verified {
 			left++
@@ -130,6 +134,23 @@ func (d *driver) driveGroup(ctx context.Context, id lockstep.GroupID) (time.Dura
 		d.forget(id)
 		if left > 0 {
 			return 0, d.sweep(ctx, id)
+		}
+	}
+	if older {
+		// Nothing is decided by an older store; if the cache only lags, its next change comes back here.
+		err := d.c.update(ctx, d.fence, func(t *tx) error {
+			r, found, err := get[protocol.Record](t, store.KeyRecord(id))
+			if err != nil || !found {
+				return err
+			}
+			return t.checkNotOlder(r)
+		})
+		var refused *Error
+		if errors.As(err, &refused) {
+			d.c.log.Warn("group is left alone", "group", id, "reason", refused.Message)
+			return 10 * recheck, nil
+		} else if err != nil {
+			return 0, err
 		}
 	}
 	var after time.Duration

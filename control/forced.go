@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -64,7 +65,7 @@ func (p FailoverPreview) Bytes() (sum int64, ok bool) {
 func (c *Controller) PreviewFailover(ctx context.Context, caller Caller, id lockstep.GroupID) (FailoverPreview, error) {
 	var p FailoverPreview
 	err := c.update(ctx, nil, func(t *tx) error {
-		x, err := t.begin(caller, id)
+		x, err := t.look(caller, id)
 		if err != nil {
 			return err
 		}
@@ -85,6 +86,12 @@ func (x *acting) preview() (FailoverPreview, error) {
 		p.Forced = true
 	}
 	say := func(format string, args ...any) { p.Reasons = append(p.Reasons, fmt.Sprintf(format, args...)) }
+	var old *Error
+	if err := x.checkNotOlder(r); errors.As(err, &old) {
+		say("%s", old.Message)
+	} else if err != nil {
+		return p, err
+	}
 	if _, err := verdict(ActionFailover, x.status); err != nil {
 		say("%v", err)
 	}

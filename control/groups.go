@@ -289,6 +289,9 @@ func (c *Controller) UpdateGroup(ctx context.Context, caller Caller, id lockstep
 
 // changeMembers carries the membership part of an update into the transaction.
 func (c *Controller) changeMembers(t *tx, caller Caller, g *store.Group, r protocol.Record, u GroupUpdate) (protocol.Record, error) {
+	if err := t.checkNotOlder(r); err != nil {
+		return r, err
+	}
 	if err := t.takeOver(g, r); err != nil {
 		return r, err
 	}
@@ -368,6 +371,9 @@ func (c *Controller) DeleteGroup(ctx context.Context, caller Caller, id lockstep
 		}
 		if len(g.Pairs) > 0 {
 			return conflict("", "replication consistency group %s still has %d pairs: remove them first", id, len(g.Pairs))
+		}
+		if err := t.checkNotOlder(r); err != nil {
+			return err
 		}
 		if err := t.takeOver(&g, r); err != nil {
 			return err

@@ -84,6 +84,35 @@ func (c *Controller) RecoverStore(ctx context.Context, caller Caller, off []lock
 	return out, nil
 }
 
+// checkNotOlder refuses to decide anything by a record that is older than what a node of the group has
+// persisted: the store was restored from an older copy, and what was acknowledged since is not in it.
+func (t *tx) checkNotOlder(r protocol.Record) error {
+	for _, node := range r.Nodes() {
+		o, found, err := peek[store.GroupObserved](t, store.KeyObservedGroup(r.Group, node))
+		if err != nil {
+			return err
+		}
+		if !found || o.Epoch <= r.Epoch {
+			continue
+		}
+		// It may report an epoch that was made after the record was read.
+		key := store.KeyRecord(r.Group)
+		switch kv, err := t.st.Get(t.ctx, key); {
+		case err != nil && !errors.Is(err, lockstep.ErrNotFound):
+			return fmt.Errorf("read %s: %w", key, err)
+		case kv.ModRev != t.raw[key].ModRev:
+			return fmt.Errorf("record of group %s: %w", r.Group, errTorn)
+		}
+		return conflict("", "%s", olderStore(node, o.Epoch, r.Epoch))
+	}
+	return nil
+}
+
+// olderStore says what is wrong if a node reports a newer epoch than the record's.
+func olderStore(node lockstep.NodeID, has, record lockstep.Epoch) string {
+	return fmt.Sprintf("node %s has persisted epoch %d, and the store's record is of epoch %d: the store was restored from an older copy, and nothing is decided by it until lockstep store recover", node, has, record)
+}
+
 // reportsOf reads what nodes have reported for that recovery.
 func (c *Controller) reportsOf(ctx context.Context, recovery string) (map[lockstep.GroupID]map[lockstep.NodeID]store.GroupObserved, error) {
 	items, _, err := store.ListT[store.GroupObserved](ctx, c.cfg.Store, store.PrefixObservedGroup)
@@ -138,18 +167,29 @@ func (c *Controller) recoverGroup(ctx context.Context, caller Caller, id lockste
 			return errors.Join(err, lockstep.ErrNotFound)
 		}
 		out = Recovered{Group: id, Was: r.Epoch}
-		newest, above := r, r.Epoch
-		for _, o := range reports {
-			above = max(above, o.Epoch)
-			var saved protocol.Record
-			if err := json.Unmarshal(o.Saved, &saved); err != nil {
-				return fmt.Errorf("report of node %s: %w", o.Node, err)
+		saved, err := savedRecords(reports)
+		if err != nil {
+			return err
+		}
+		for _, node := range sortedKeys(saved) { // a transition may have ended since it reported
+			a, found, err := get[protocol.Answer](t, store.KeyAnswer(id, node))
+			if err != nil {
+				return err
 			}
-			if saved.Epoch > newest.Epoch {
-				newest = saved
+			if found && a.Epoch > saved[node].Epoch {
+				return conflict(codeBusy, "node %s has gone on to epoch %d since it reported: recover again", node, a.Epoch)
 			}
 		}
-		out.Unconfirmed = unconfirmed(newest, reports)
+		newest, forked := newestOf(r, saved)
+		above := max(r.Epoch, newest.Epoch)
+		for _, node := range newest.Nodes() { // one that is said to be off by now may have reported before
+			o, _, err := get[store.GroupObserved](t, store.KeyObservedGroup(id, node))
+			if err != nil {
+				return err
+			}
+			above = max(above, o.Epoch)
+		}
+		out.Unconfirmed = unconfirmed(newest, reports, saved)
 		// A pair that joined after the copy was made is not in the store any more.
 		g, _, err := get[store.Group](t, store.KeyGroup(id))
 		if err != nil {
@@ -157,6 +197,9 @@ func (c *Controller) recoverGroup(ctx context.Context, caller Caller, id lockste
 		}
 		newest.Members = slices.DeleteFunc(slices.Clone(newest.Members), func(m protocol.Member) bool { return !slices.Contains(g.Pairs, m.Pair) })
 		next := newest.Recovered(above, len(out.Unconfirmed) == 0)
+		if forked && !next.InSync {
+			out.Unconfirmed = append(out.Unconfirmed, fmt.Sprintf("the restored store had gone on by itself (%s), and nodes have persisted that %s", r.Describe(), newest.Describe()))
+		}
 		out.Epoch, out.Primary, out.InSync = next.Epoch, next.Primary, next.InSync
 		t.put(store.KeyRecord(id), next)
 		t.history(next, "the store was recovered ("+reason+")", caller.who(), caller.RequestID)
@@ -168,8 +211,39 @@ func (c *Controller) recoverGroup(ctx context.Context, caller Caller, id lockste
 	return out, err
 }
 
+// savedRecords decodes what each node has persisted.
+func savedRecords(reports map[lockstep.NodeID]store.GroupObserved) (map[lockstep.NodeID]protocol.Record, error) {
+	saved := map[lockstep.NodeID]protocol.Record{}
+	for node, o := range reports {
+		var r protocol.Record
+		if err := json.Unmarshal(o.Saved, &r); err != nil {
+			return nil, fmt.Errorf("report of node %s: %w", node, err)
+		}
+		saved[node] = r
+	}
+	return saved, nil
+}
+
+// newestOf gives the newest of the store's record and what nodes have persisted. What a node has
+// persisted has happened: where the store's record cannot follow from it (forked), the store has made
+// epochs of its own since it was restored, and they do not count, whatever their number.
+func newestOf(inStore protocol.Record, saved map[lockstep.NodeID]protocol.Record) (newest protocol.Record, forked bool) {
+	var persisted protocol.Record
+	for _, node := range sortedKeys(saved) {
+		r := saved[node]
+		if r.Epoch > persisted.Epoch {
+			persisted = r
+		}
+		forked = forked || inStore.Contradicts(r, node)
+	}
+	if forked || persisted.Epoch > inStore.Epoch {
+		return persisted, forked
+	}
+	return inStore, false
+}
+
 // unconfirmed lists why a record cannot be known to be the newest there was, and in sync.
-func unconfirmed(r protocol.Record, reports map[lockstep.NodeID]store.GroupObserved) []string {
+func unconfirmed(r protocol.Record, reports map[lockstep.NodeID]store.GroupObserved, saved map[lockstep.NodeID]protocol.Record) []string {
 	var why []string
 	for _, node := range r.Nodes() {
 		o, ok := reports[node]
@@ -182,6 +256,8 @@ func unconfirmed(r protocol.Record, reports map[lockstep.NodeID]store.GroupObser
 			why = append(why, fmt.Sprintf("node %s has not reported", node))
 		case o.Epoch != r.Epoch:
 			why = append(why, fmt.Sprintf("node %s has epoch %d, not %d", node, o.Epoch, r.Epoch))
+		case r.Contradicts(saved[node], node):
+			why = append(why, fmt.Sprintf("node %s has another record of epoch %d", node, o.Epoch))
 		case o.Role != role:
 			why = append(why, fmt.Sprintf("node %s is %s, not %s", node, o.Role, role))
 		case o.BootID != r.BootIDs[node] || o.Instance != r.Instances[node]:

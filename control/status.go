@@ -117,6 +117,7 @@ type faults struct {
 	primaryGone, secondaryGone     []lockstep.NodeID
 	primaryFailed, secondaryFailed []string // "volume v on node n: error"
 	held                           []string // "node n: why"
+	older                          string   // why the record cannot be believed; empty: it can
 }
 
 func inspect(r protocol.Record, seen map[lockstep.NodeID]Sight, alive map[lockstep.NodeID]bool, now time.Time) faults {
@@ -133,6 +134,11 @@ func inspect(r protocol.Record, seen map[lockstep.NodeID]Sight, alive map[lockst
 	for _, n := range r.SecondaryNodes() {
 		if !alive[n] {
 			f.secondaryGone = append(f.secondaryGone, n)
+		}
+	}
+	for _, n := range r.Nodes() {
+		if s, ok := seen[n]; ok && s.Epoch > r.Epoch && f.older == "" {
+			f.older = olderStore(n, s.Epoch, r.Epoch)
 		}
 	}
 	for _, m := range r.Members {
@@ -175,6 +181,9 @@ func (f faults) anyGone() bool { return len(f.primaryGone)+len(f.secondaryGone) 
 // reason is for people: what was found now, else what the record keeps.
 func (f faults) reason(r protocol.Record) string {
 	var parts []string
+	if f.older != "" {
+		parts = append(parts, f.older)
+	}
 	if len(f.primaryGone) > 0 {
 		parts = append(parts, "primary node "+joinIDs(f.primaryGone)+" is not alive")
 	}
@@ -192,6 +201,9 @@ func (f faults) reason(r protocol.Record) string {
 
 // replication gives replication_status and fault_level: the rows of the table of faults.
 func replication(r protocol.Record, f faults) (status, fault string) {
+	if f.older != "" { // what is true now the store does not know; every failover is refused
+		return ReplicationError, FaultLink
+	}
 	// The record says in sync: a failover loses nothing, whatever the primary side is doing.
 	if r.InSync {
 		if f.primary() {

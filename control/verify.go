@@ -76,7 +76,7 @@ func (x *acting) verify(id string, rateMiB int64) (store.Verification, error) {
 // CancelVerify ends the group's verification; it does nothing if none runs.
 func (c *Controller) CancelVerify(ctx context.Context, caller Caller, id lockstep.GroupID) error {
 	return asRefusal(c.update(ctx, nil, func(t *tx) error {
-		x, err := t.begin(caller, id)
+		x, err := t.look(caller, id)
 		if err != nil {
 			return err
 		}

@@ -90,8 +90,9 @@ type Core struct {
 	rec   Record
 	fresh bool // rec was read from the store by a read begun after this process started
 	lost  bool // the store has neither record nor tombstone
-	// behind: the store's epoch, when it was found to be older than what is persisted here: it was
-	// restored from an older copy. Only a record that was recovered since ends that. 0: it is not.
+	// behind: the store's epoch, when it was found to be older than what is persisted here, or not to
+	// follow from it: the store was restored from an older copy. Only a record that was recovered since
+	// ends that. 0: it is not.
 	behind lockstep.Epoch
 
 	now       int64
@@ -237,6 +238,9 @@ func (c *Core) plan() {
 	if c.behind != 0 {
 		c.dropOldAnnounces()
 		why := fmt.Sprintf("the store's epoch %d is older than the persisted epoch %d: the store was restored from an older copy, and nothing is served until lockstep store recover", c.behind, c.saved.Record.Epoch)
+		if c.behind >= c.saved.Record.Epoch {
+			why = fmt.Sprintf("the store's epoch %d contradicts the persisted epoch %d: the store was restored from an older copy and has gone on from there, and nothing is served until lockstep store recover", c.behind, c.saved.Record.Epoch)
+		}
 		if c.role(c.saved.Record) != RoleSecondary {
 			c.hold(why)
 		} else if c.mode != ModeRefused || c.why != why {

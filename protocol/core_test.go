@@ -107,6 +107,19 @@ func savedAs(role Role, r Record, boot lockstep.BootID) Saved {
 	return Saved{Format: SavedFormat, Record: r, Role: role, BootID: boot}
 }
 
+// before is a record of epoch 10 that may have come before next.
+func before(next Record) Record {
+	switch {
+	case next.InSyncEpoch == 0:
+		return rec(StateNormal, false, neverSynced)
+	case next.FailedOver && next.Forced != nil:
+		return rec(StateFailovering, false, underWay)
+	case next.FailedOver:
+		return rec(StateFailovering, true)
+	}
+	return rec(StateNormal, next.InSync || next.State == StateCopying)
+}
+
 func up(peer lockstep.NodeID, boot lockstep.BootID) PeerUp {
 	return PeerUp{Peer: peer, Session: lockstep.Session{Start: 1, Conn: 1}, BootID: boot, Instance: "i" + string(peer)}
 }
@@ -137,7 +150,7 @@ func TestBatchOrder(t *testing.T) {
 		{"new primary, all old ones confirmed", s1, "az2", RoleSecondary, at(rec(StateNormal, false, failedOver, func(r *Record) { r.Fenced = true })), "flush save "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBench(t, c.node, c.az, lockstep.BootID("b"+c.node), savedAs(c.role, inSync, lockstep.BootID("b"+c.node)))
+			b := newBench(t, c.node, c.az, lockstep.BootID("b"+c.node), savedAs(c.role, before(c.next), lockstep.BootID("b"+c.node)))
 			batch := must[Batch](b, b.reads(c.next))
 			if have := kinds(batch); have != c.want {
 				t.Errorf("have %q, want %q", have, c.want)
@@ -360,7 +373,9 @@ func TestMissingMemberHoldsThePrimary(t *testing.T) {
 	for _, state := range []State{StateNormal, StateTripping, StateReversing} {
 		b := newBench(t, p1, "az1", "reborn", savedAs(RolePrimary, rec(StateNormal, true), "bp1"))
 		b.c.Step(VolumesMissing{Volumes: []lockstep.VolumeID{"a-p"}})
-		acts := append(b.reads(rec(state, true)), b.c.Step(up(s1, "bs1"))...)
+		next := rec(state, true)
+		next.Epoch = 11
+		acts := append(b.reads(next), b.c.Step(up(s1, "bs1"))...)
 		mustNot[PeerJob](b, acts)
 		mustNot[Batch](b, acts)
 		mustNot[Reply](b, acts)
@@ -386,11 +401,12 @@ func TestMissingMemberHoldsThePrimary(t *testing.T) {
 // the failover's commit and its taking over: the other zone may be gone for good.
 func TestNewPrimaryRebootsBeforeItTakesOver(t *testing.T) {
 	failovering := rec(StateFailovering, true)
+	failovering.Epoch = 11
 	b := newBench(t, s1, "az2", "bs1", savedAs(RoleSecondary, rec(StateNormal, true), "bs1"))
 	b.does(must[Batch](b, b.reads(failovering)))
 	saved := b.c.Saved()
 	over := rec(StateNormal, false, failedOver)
-	over.Epoch, over.Cause = 11, CauseFailover
+	over.Epoch, over.Cause = 12, CauseFailover
 	b = newBench(t, s1, "az2", "reborn", saved)
 	if have := kinds(must[Batch](b, b.reads(over))); have != "dirty-from-intent save lease-wait " {
 		t.Errorf("batch %q", have)
@@ -405,7 +421,9 @@ func TestNewPrimaryRebootsBeforeItTakesOver(t *testing.T) {
 // group goes back instead of holding a primary that may be well.
 func TestFailoverThatCannotBePersistedIsUnhealthy(t *testing.T) {
 	b := newBench(t, s1, "az2", "bs1", savedAs(RoleSecondary, rec(StateNormal, true), "bs1"))
-	batch := must[Batch](b, b.reads(rec(StateFailovering, true)))
+	failovering := rec(StateFailovering, true)
+	failovering.Epoch = 11
+	batch := must[Batch](b, b.reads(failovering))
 	a := must[Reply](b, b.c.Step(BatchDone{Token: batch.Token, Err: errors.New("no space left")})).Answer
 	if a.Step != StepReady || a.Healthy || a.Error != "no space left" {
 		t.Errorf("%+v", a)

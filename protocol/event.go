@@ -110,6 +110,12 @@ func (e RecordRead) apply(c *Core) {
 			c.fresh, c.behind = false, e.Record.Epoch // plan reports it
 			return
 		}
+		// An older copy of this directory has persisted less than this node had: that proves nothing.
+		known := e.Record.Instances[c.cfg.Node]
+		if (known == "" || known == c.cfg.Instance) && e.Record.Contradicts(c.saved.Record, c.cfg.Node) {
+			c.fresh, c.behind = false, e.Record.Epoch
+			return
+		}
 		// Epochs that the older copy went on to make mean something else than those known here.
 		if e.Record.RecoveredAt > c.saved.Record.Epoch {
 			c.behind = 0

@@ -181,8 +181,11 @@ func TestForcedBatches(t *testing.T) {
 		{"a user gave it up", p1, "az1", RolePrimary, at(rec(StateNormal, false, fenced, lost, func(r *Record) { r.Forced.Waived = true })), "quiesce fence save "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			before := rec(StateNormal, false, fenced)
-			b := newBench(t, c.node, c.az, lockstep.BootID("b"+c.node), savedAs(c.role, before, lockstep.BootID("b"+c.node)))
+			was := before(c.next)
+			if c.role == RolePrimary {
+				was = rec(StateNormal, false, fenced)
+			}
+			b := newBench(t, c.node, c.az, lockstep.BootID("b"+c.node), savedAs(c.role, was, lockstep.BootID("b"+c.node)))
 			batch := must[Batch](b, b.reads(c.next))
 			if have := kinds(batch); have != c.want {
 				t.Fatalf("have %q, want %q", have, c.want)

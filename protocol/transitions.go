@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/lockstep-dr/lockstep"
@@ -364,6 +365,12 @@ func (r Record) Recovered(above lockstep.Epoch, confirmed bool) Record {
 	if r.State == StateDeleted {
 		return n
 	}
+	if r.State == StateFailovering && r.Forced != nil { // not committed: nothing was lost, and no pair is without its data
+		n.Forced = nil
+		for i := range n.Members {
+			n.Members[i].NoImage = false
+		}
+	}
 	n.State = StateNormal
 	n.Reason = "the store was restored from an older copy"
 	for i := range n.Members {
@@ -412,4 +419,50 @@ func (r *Record) commitInSync() {
 	for i := range r.Members {
 		r.Members[i].InSyncEpoch = r.Epoch
 	}
+}
+
+// Contradicts reports that r cannot be what became of was, the record that node has persisted last. The
+// store was restored from an older copy then, and has gone on to make epochs of its own.
+func (r Record) Contradicts(was Record, node lockstep.NodeID) bool {
+	switch {
+	case was.Epoch == 0 || r.Epoch < was.Epoch || r.RecoveredAt > was.Epoch:
+		return false
+	case r.Epoch == was.Epoch:
+		return !r.sameConfiguration(was)
+	case r.InSyncEpoch <= was.Epoch && r.InSyncEpoch != was.InSyncEpoch:
+		return true // nothing came in sync meanwhile, and yet the last commit is another
+	}
+	// No volume of a node comes in sync unless it has persisted the copying epoch, and no node becomes
+	// primary unless it has persisted the failover or the switchover.
+	for _, m := range r.Members {
+		if m.holds(node) && m.InSyncEpoch > was.Epoch && !was.InSync && was.State != StateCopying {
+			return true
+		}
+	}
+	return r.Primary != was.Primary && was.State != StateFailovering && was.State != StateReversing &&
+		slices.Contains(was.SecondaryNodes(), node) && slices.Contains(r.PrimaryNodes(), node)
+}
+
+func (m Member) holds(node lockstep.NodeID) bool {
+	return m.Replicas[0].Node == node || m.Replicas[1].Node == node
+}
+
+// sameConfiguration compares all that never changes within an epoch.
+func (r Record) sameConfiguration(o Record) bool {
+	if r.State != o.State || r.InSync != o.InSync || r.Primary != o.Primary || r.Secondary != o.Secondary ||
+		r.FailedOver != o.FailedOver || r.Strict != o.Strict || r.StrictAt != o.StrictAt || r.Fenced != o.Fenced ||
+		r.Drained != o.Drained || r.RecoveredAt != o.RecoveredAt || r.InSyncEpoch != o.InSyncEpoch ||
+		r.forcedAt() != o.forcedAt() || !maps.Equal(r.BootIDs, o.BootIDs) || !maps.Equal(r.Instances, o.Instances) {
+		return false
+	}
+	return slices.EqualFunc(r.Members, o.Members, func(a, b Member) bool {
+		return a.Pair == b.Pair && a.Replicas == b.Replicas && a.SizeBytes == b.SizeBytes && a.InSyncEpoch == b.InSyncEpoch && a.NoImage == b.NoImage
+	})
+}
+
+func (r Record) forcedAt() lockstep.Epoch {
+	if r.Forced == nil {
+		return 0
+	}
+	return r.Forced.Epoch
 }

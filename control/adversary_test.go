@@ -1,0 +1,195 @@
+package control
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/protocol"
+	"github.com/lockstep-dr/lockstep/store"
+)
+
+// Goal: a pair does not leave a group that was failed over by force before the side that lost has kept
+// what it alone had, or a user gave that up: in another group it would be overwritten, and nobody asked. (R90)
+func TestPairStaysUntilItsDivergenceImageIsMade(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id := s.pausedGroup(c, 1)
+	pair := s.record(id).Members[0].Pair
+	s.dirtyNow(id, 1<<16)
+	s.kill("a1")
+	admin := caller
+	admin.Admin = true
+	if err := c.ForceFailover(s.ctx, caller, id, s.preview(c, id).Token); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Declare(s.ctx, admin, id, StateNodeOff, "a1", "burnt"); err != nil {
+		t.Fatal(err)
+	}
+	s.awaitGroup(c, id, StatusFailovered, ReplicationStopped)
+	_, err := c.UpdateGroup(s.ctx, caller, id, GroupUpdate{Remove: []lockstep.PairID{pair}})
+	refused(t, err, KindConflict, "")
+	if r := s.record(id); r.Forced == nil || len(r.Members) != 1 {
+		t.Fatalf("refused, and the record is %s with %d members", r.Describe(), len(r.Members))
+	}
+	if err := c.DeleteDivergenceImage(s.ctx, caller, id, s.record(id).Forced.Epoch); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.UpdateGroup(s.ctx, caller, id, GroupUpdate{Remove: []lockstep.PairID{pair}}); err != nil {
+		t.Fatalf("given up, and still: %v", err)
+	}
+}
+
+// saved gives what a node reports for a recovery when it has persisted r.
+func savedReport(t *testing.T, node lockstep.NodeID, r protocol.Record) store.GroupObserved {
+	t.Helper()
+	raw, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	role := protocol.RoleSecondary
+	if slices.Contains(r.PrimaryNodes(), node) {
+		role = protocol.RolePrimary
+	}
+	return store.GroupObserved{
+		Group: r.Group, Node: node, Epoch: r.Epoch, Role: string(role), Saved: raw, BootID: r.BootIDs[node], Instance: r.Instances[node],
+	}
+}
+
+// Goal: after a restore the store has gone on to make epochs of its own. What nodes have persisted is
+// what happened: a recovery takes that, also where the store's number is the same or higher, and does
+// not call in sync what was not. (R91)
+func TestRecoveryBelievesWhatNodesPersisted(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, _ := s.syncedGroup(c, 1)
+	admin := caller
+	admin.Admin = true
+	backup := s.record(id)
+	s.stopNodes()
+	next := func(r protocol.Record, err error) protocol.Record {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	// Both nodes saw a trip and the synchronization after it, which did not end.
+	copying := next(backup.Trip(backup.Epoch, protocol.CauseLink, "cut"))
+	copying.Epoch, copying.State, copying.InSync = copying.Epoch+1, protocol.StateNormal, false
+	copying = next(copying.Sync())
+	// Both nodes saw a failover, and its new primary serves.
+	over := next(backup.Failover())
+	over.Epoch, over.State, over.InSync, over.FailedOver = over.Epoch+1, protocol.StateNormal, false, true
+	over.Primary, over.Secondary = over.Secondary, over.Primary
+	// The restored store's own epochs: the policy was changed a few times.
+	fork := func(n int) protocol.Record {
+		r := backup
+		for i := range n {
+			r = next(r.SetStrict(i%2 == 0))
+		}
+		return r
+	}
+	paused := fork(1)
+	paused.Epoch, paused.InSync, paused.Intent = paused.Epoch+5, false, protocol.IntentPaused
+	for _, row := range []struct {
+		name    string
+		store   protocol.Record
+		nodes   protocol.Record
+		inSync  bool
+		primary lockstep.AZ
+	}{
+		{"the same number, in sync", fork(3), copying, false, "az1"},
+		{"a higher number, in sync", fork(5), copying, false, "az1"},
+		{"the same number, the other primary", fork(2), over, false, "az2"},
+		{"a higher number, the other primary", fork(4), over, false, "az2"},
+		{"a higher number, not in sync", paused, over, false, "az2"},
+		{"the very same", fork(2), fork(2), true, "az1"},
+	} {
+		s.put(store.KeyRecord(id), row.store)
+		reports := map[lockstep.NodeID]store.GroupObserved{
+			"a1": savedReport(t, "a1", row.nodes), "b1": savedReport(t, "b1", row.nodes),
+		}
+		if row.nodes.Epoch > row.store.Epoch {
+			t.Fatalf("%s: %d, %d", row.name, row.nodes.Epoch, row.store.Epoch)
+		}
+		got, err := c.recoverGroup(s.ctx, admin, id, reports, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := s.record(id)
+		if r.InSync != row.inSync || got.InSync != row.inSync || r.Primary != row.primary || r.Epoch <= row.store.Epoch || r.State != protocol.StateNormal {
+			t.Errorf("%s: %s, primary %s", row.name, r.Describe(), r.Primary)
+		}
+		if row.inSync == (len(got.Unconfirmed) > 0) {
+			t.Errorf("%s: unconfirmed %q", row.name, got.Unconfirmed)
+		}
+	}
+	// A node that is off by now had shown a newer epoch before: the group is lifted above that, too.
+	s.put(store.KeyRecord(id), backup)
+	s.put(store.KeyObservedGroup(id, "b1"), store.GroupObserved{Group: id, Node: "b1", Epoch: backup.Epoch + 20})
+	if _, err := c.recoverGroup(s.ctx, admin, id, map[lockstep.NodeID]store.GroupObserved{"a1": savedReport(t, "a1", backup)}, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetStrict(s.ctx, caller, id, true); err != nil {
+		t.Fatalf("after the recovery: %v", err)
+	}
+	// A failover that ended after the nodes had reported is no such thing.
+	reports := map[lockstep.NodeID]store.GroupObserved{"a1": savedReport(t, "a1", backup), "b1": savedReport(t, "b1", backup)}
+	s.put(store.KeyRecord(id), over)
+	s.put(store.KeyAnswer(id, "b1"), protocol.Answer{Group: id, Node: "b1", Epoch: over.Epoch - 1, Step: protocol.StepReady})
+	_, err := c.recoverGroup(s.ctx, admin, id, reports, "test")
+	refused(t, asRefusal(err), KindConflict, codeBusy)
+	if is := s.record(id); is.Epoch != over.Epoch || is.Primary != "az2" {
+		t.Fatalf("%s, primary %s", is.Describe(), is.Primary)
+	}
+}
+
+// Goal: a store that was restored from an older copy decides nothing about a group of which a node has
+// persisted a newer epoch: a failover by it would lose what was acknowledged since. (R92)
+func TestOlderStoreDecidesNothing(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, _ := s.syncedGroup(c, 1)
+	admin := caller
+	admin.Admin = true
+	s.silence("a1")
+	s.silence("b1")
+	was := s.record(id)
+	o, _, err := store.GetT[store.GroupObserved](s.ctx, s.st, store.KeyObservedGroup(id, "a1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Epoch = was.Epoch + 2
+	s.put(store.KeyObservedGroup(id, "a1"), o)
+	for name, call := range map[string]func() error{
+		"failover": func() error { return c.Act(s.ctx, caller, id, ActionFailover, nil) },
+		"sync":     func() error { return c.Act(s.ctx, caller, id, ActionSync, nil) },
+		"reverse":  func() error { return c.Act(s.ctx, caller, id, ActionReverse, nil) },
+		"stop":     func() error { return c.Act(s.ctx, caller, id, ActionStop, nil) },
+		"strict":   func() error { return c.SetStrict(s.ctx, caller, id, true) },
+		"verify": func() error {
+			_, err := c.Verify(s.ctx, caller, id, 0)
+			return err
+		},
+		"continue": func() error { return c.Declare(s.ctx, admin, id, StateContinue, "", "so") },
+	} {
+		err := call()
+		refused(t, err, KindConflict, "")
+		if !strings.Contains(err.Error(), "store recover") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	p, err := c.PreviewFailover(s.ctx, caller, id)
+	if err != nil || p.Allowed || !strings.Contains(strings.Join(p.Reasons, ";"), "store recover") {
+		t.Errorf("preview: %v, %v, %v", p.Allowed, p.Reasons, err)
+	}
+	if g := must[GroupView](t)(c.GetGroup(s.ctx, caller, id)); g.FaultLevel == FaultNone || !strings.Contains(g.Reason, "store recover") {
+		t.Errorf("shown as %s/%s/%s: %s", g.Status, g.ReplicationStatus, g.FaultLevel, g.Reason)
+	}
+	if is := s.record(id); is.Epoch != was.Epoch {
+		t.Fatalf("the record went on to %s", is.Describe())
+	}
+}
