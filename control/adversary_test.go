@@ -193,3 +193,33 @@ func TestOlderStoreDecidesNothing(t *testing.T) {
 		t.Fatalf("the record went on to %s", is.Describe())
 	}
 }
+
+// Goal: a secondary whose host restarts after the preview, even after the failover was asked for, may have
+// lost what it had not flushed. Nobody was told, so the forced failover ends as it began; the next preview
+// says it. (R95)
+func TestSecondaryThatRestartsAfterThePreview(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id := s.pausedGroup(c, 1)
+	p := s.preview(c, id)
+	s.silence("b1")
+	if err := c.ForceFailover(s.ctx, caller, id, p.Token); err != nil {
+		t.Fatal(err)
+	}
+	s.awaitGroup(c, id, StatusFailovering, ReplicationStopped)
+	s.stop("b1")
+	s.set(func() { s.boots["b1"], s.mute["b1"] = "another", false })
+	s.start("b1")
+	g := s.awaitGroup(c, id, StatusErrorFailovered, ReplicationStopped)
+	if r := s.record(id); r.Primary != "az1" || r.FailedOver || r.Forced != nil || !strings.Contains(g.Reason, "since the preview") {
+		t.Fatalf("%s: %q", r.Describe(), g.Reason)
+	}
+	p = s.preview(c, id)
+	if !slices.Equal(p.Receipt.FlushOnly, []lockstep.NodeID{"b1"}) {
+		t.Fatalf("%+v", p.Receipt)
+	}
+	if err := c.ForceFailover(s.ctx, caller, id, p.Token); err != nil {
+		t.Fatal(err)
+	}
+	s.awaitGroup(c, id, StatusFailovered, ReplicationStopped)
+}

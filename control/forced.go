@@ -97,7 +97,7 @@ func (x *acting) preview() (FailoverPreview, error) {
 	}
 	next, err := r.Failover()
 	if p.Forced {
-		next, err = r.ForceFailover(r.Epoch)
+		next, err = r.ForceFailover(r.Epoch, nil)
 	}
 	if err != nil {
 		say("%v", err)
@@ -280,7 +280,7 @@ func (c *Controller) ForceFailover(ctx context.Context, caller Caller, id lockst
 		if err := x.checkToken(p, token); err != nil {
 			return err
 		}
-		next, err := x.r.ForceFailover(x.r.Epoch)
+		next, err := x.r.ForceFailover(x.r.Epoch, p.Receipt.FlushOnly)
 		if err != nil {
 			return err
 		}

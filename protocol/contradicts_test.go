@@ -61,7 +61,7 @@ func TestContradicts(t *testing.T) {
 	r = add(end(r, StepTwoSided, ""))
 	r = add(step(r.Pause()))
 	r = add(end(r, StepTripping, ""))
-	r = add(step(r.ForceFailover(r.Epoch)))
+	r = add(step(r.ForceFailover(r.Epoch, nil)))
 	r = add(end(r, StepHeld, StepReady))
 	r = add(step(r.Sync()))
 	add(end(r, StepTwoSided, ""))
@@ -151,7 +151,7 @@ func TestStoreThatWentOnFromAnOlderCopy(t *testing.T) {
 func TestRecoveredInTheMiddleOfAForcedFailover(t *testing.T) {
 	r := rec(StateNormal, false, fenced)
 	r.Members[1].InSyncEpoch = 0
-	r, err := r.ForceFailover(10)
+	r, err := r.ForceFailover(10, nil)
 	if err != nil || !r.Members[1].NoImage {
 		t.Fatal(err)
 	}

@@ -14,12 +14,15 @@ type Forced struct {
 	Epoch lockstep.Epoch `json:"epoch"`
 	// Waived: a user gave the divergence image up; it need not be kept, or kept any longer.
 	Waived bool `json:"waived,omitempty"`
+	// FlushOnly are secondary nodes whose host had restarted since the last in-sync commit, as whoever
+	// asked was told: their image is consistent as of what they had flushed.
+	FlushOnly []lockstep.NodeID `json:"flush_only,omitempty"`
 }
 
 // ForceFailover asks the secondaries to take over with their last consistent image, although the
 // record at epoch at says that it lacks writes. Pairs whose last in-sync commit was not the group's
-// have no image: they stay unserved.
-func (r Record) ForceFailover(at lockstep.Epoch) (Record, error) {
+// have no image: they stay unserved. flushOnly is what whoever asks was told; see Forced.
+func (r Record) ForceFailover(at lockstep.Epoch, flushOnly []lockstep.NodeID) (Record, error) {
 	const what = "forced failover"
 	switch {
 	case r.Epoch != at:
@@ -39,7 +42,7 @@ func (r Record) ForceFailover(at lockstep.Epoch) (Record, error) {
 		return r, refuse(what, "%s: the other side has not confirmed that it held before a failover, so its image is no consistent cut", r.Describe())
 	}
 	n := r.next()
-	n.State, n.Forced = StateFailovering, &Forced{Epoch: n.Epoch}
+	n.State, n.Forced = StateFailovering, &Forced{Epoch: n.Epoch, FlushOnly: slices.Clone(flushOnly)}
 	images := 0
 	for i, m := range n.Members {
 		n.Members[i].ExtendBytes = 0 // a failover in between keeps the old size
@@ -68,7 +71,8 @@ func (r Record) backOutForced(reason string) Record {
 // advanceForced: the secondary AZ becomes primary when all its nodes hold the last consistent image,
 // durably, and every old primary node has confirmed that it holds, or is off by an operator's word.
 // Where the policy is strict it need not be waited for: what it served by ends by itself, and the
-// new primary waits for that. Boot ids are not compared: whoever asked was told.
+// new primary waits for that. A secondary whose host restarted without that whoever asked was told
+// may lack what it had not flushed: that ends it.
 func advanceForced(r Record, answers map[lockstep.NodeID]Answer, at answerAt, patience bool) (Record, []lockstep.NodeID, bool) {
 	used := r.SecondaryNodes()
 	ready := 0
@@ -76,6 +80,9 @@ func advanceForced(r Record, answers map[lockstep.NodeID]Answer, at answerAt, pa
 		a, ok := at(node)
 		if !ok || a.Step != StepReady {
 			continue
+		}
+		if a.BootID != r.BootIDs[node] && !slices.Contains(r.Forced.FlushOnly, node) {
+			return r.backOutForced(fmt.Sprintf("the forced failover was given up: the host of secondary node %s was restarted since the preview, so its image is consistent only as of what was flushed: look at a new preview", node)), []lockstep.NodeID{node}, true
 		}
 		if !a.Healthy {
 			return r.backOutForced(fmt.Sprintf("the forced failover was given up: secondary node %s: %s", node, a.Error)), []lockstep.NodeID{node}, true
@@ -121,7 +128,7 @@ func (r Record) boundByStore(node lockstep.NodeID, answers map[lockstep.NodeID]A
 func (r Record) DiscardImage(epoch lockstep.Epoch) Record {
 	n := r.Clone()
 	if n.Forced != nil && n.Forced.Epoch == epoch {
-		n.Forced = &Forced{Epoch: epoch, Waived: true}
+		n.Forced.Waived = true // of the clone
 	}
 	n.Discard = append(n.Discard, epoch)
 	slices.Sort(n.Discard)

@@ -41,7 +41,7 @@ func TestForceFailover(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			was := c.rec.Clone()
-			n, err := c.rec.ForceFailover(10)
+			n, err := c.rec.ForceFailover(10, nil)
 			if c.why != "" {
 				if err == nil || !strings.Contains(err.Error(), c.why) {
 					t.Fatalf("want a refusal with %q, have %v", c.why, err)
@@ -65,7 +65,7 @@ func TestForceFailover(t *testing.T) {
 func TestForcedNamesPairsWithoutImage(t *testing.T) {
 	r := rec(StateNormal, false, fenced)
 	r.Members[1].InSyncEpoch = 0
-	n, err := r.ForceFailover(10)
+	n, err := r.ForceFailover(10, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,8 @@ func TestAdvanceForced(t *testing.T) {
 		{"strict, but one may not know it", changed(strictly), with(append(ready, ans(p1, StepAdopted, old), ans(p2, StepAdopted, func(a *Answer) { a.Epoch = 7 }))...), true, ""},
 		{"strict, one never answered", changed(strictly), with(append(ready, ans(p1, StepAdopted, old))...), true, ""},
 		{"strict, of another group", changed(strictly), with(append(ready, ans(p1, StepAdopted, old), ans(p2, StepAdopted, old, foreign))...), true, ""},
-		{"a rebooted secondary counts", under, with(append(held, ans(s1, StepReady, reborn), ans(s2, StepReady))...), false, "fenced"},
+		{"a rebooted secondary counts, if that was told", changed(func(r *Record) { r.Forced.FlushOnly = []lockstep.NodeID{s1} }), with(append(held, ans(s1, StepReady, reborn), ans(s2, StepReady))...), false, "fenced"},
+		{"a secondary that rebooted since", changed(func(r *Record) { r.Forced.FlushOnly = []lockstep.NodeID{s2} }), with(append(held, ans(s1, StepReady, reborn), ans(s2, StepReady))...), false, "told"},
 		{"a secondary that cannot", under, with(append(held, ans(s1, StepReady, sick), ans(s2, StepReady))...), false, "back"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -129,6 +130,8 @@ func TestAdvanceForced(t *testing.T) {
 				t.Fatalf("over is %v: %s", ok, n.Describe())
 			}
 			switch c.end {
+			case "told":
+				expect(t, n.State == StateNormal && !n.InSync && !n.FailedOver && n.Primary == "az1" && n.Forced == nil && strings.Contains(n.Reason, "restarted since the preview"), n)
 			case "back":
 				expect(t, n.State == StateNormal && !n.InSync && !n.FailedOver && n.Primary == "az1" && n.Forced == nil && strings.Contains(n.Reason, "I/O error"), n)
 			case "fenced", "over":
@@ -148,7 +151,7 @@ func TestAdvanceForced(t *testing.T) {
 func TestForcedBackOut(t *testing.T) {
 	for _, intact := range []bool{true, false} {
 		r := rec(StateNormal, false, fenced, paused, func(r *Record) { r.Drained, r.Cause, r.StoppedAtMs = true, CausePause, 77 })
-		n, err := r.ForceFailover(10)
+		n, err := r.ForceFailover(10, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

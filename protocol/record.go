@@ -151,6 +151,7 @@ func (r Record) Clone() Record {
 	r.Discard = slices.Clone(r.Discard)
 	if r.Forced != nil {
 		f := *r.Forced
+		f.FlushOnly = slices.Clone(f.FlushOnly)
 		r.Forced = &f
 	}
 	return r

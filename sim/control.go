@@ -33,7 +33,15 @@ func (w *world) operations(name string) *operation {
 	case "undo":
 		return simple(func(r protocol.Record) (protocol.Record, error) { return r.UndoReverse("it took too long") })
 	case "force":
-		return simple(func(r protocol.Record) (protocol.Record, error) { return r.ForceFailover(r.Epoch) })
+		return simple(func(r protocol.Record) (protocol.Record, error) {
+			var told []lockstep.NodeID
+			for _, id := range r.SecondaryNodes() {
+				if w.node(id).bootID() != r.BootIDs[id] {
+					told = append(told, id)
+				}
+			}
+			return r.ForceFailover(r.Epoch, told)
+		})
 	case "back-out":
 		return &operation{name: name, do: backOut}
 	}
