@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -156,6 +157,35 @@ func TestBatchOrder(t *testing.T) {
 				t.Errorf("have %q, want %q", have, c.want)
 			}
 		})
+	}
+}
+
+// Goal: a volume that joins as the truth of a new pair goes back first to the recovery point that an
+// earlier pair left, once, whatever the first epoch is that its node sees. (R96)
+func TestJoiningVolumeGoesBackToItsPoint(t *testing.T) {
+	for state, want := range map[State]string{
+		StateNormal: "flush roll-back save ", StateCopying: "flush roll-back all-dirty dirty-from-intent save ",
+	} {
+		r := rec(state, false, neverSynced, func(r *Record) { r.Fenced = true })
+		b := newBench(t, p1, "az1", "bp1", Saved{})
+		batch := must[Batch](b, b.reads(r))
+		if have := kinds(batch); have != want {
+			t.Errorf("have %q, want %q", have, want)
+		}
+		b.does(batch)
+		r.Epoch++
+		if have := kinds(must[Batch](b, b.reads(r))); strings.Contains(have, "roll-back") {
+			t.Errorf("again: %q", have)
+		}
+	}
+	r := rec(StateNormal, false, func(r *Record) { r.Members[0].InSyncEpoch = 0 })
+	r.Epoch = 11
+	was := rec(StateNormal, false)
+	was.Members = was.Members[1:]
+	b := newBench(t, p1, "az1", "bp1", savedAs(RolePrimary, was, "bp1"))
+	back := must[Batch](b, b.reads(r)).Steps[1].(RollBack) //nolint:forcetypeassert // a panic fails it as well
+	if back.InSyncEpoch != 0 || !slices.Equal(back.Pairs, []lockstep.PairID{"a"}) {
+		t.Errorf("%+v", back)
 	}
 }
 

@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/lockstep-dr/lockstep"
 )
@@ -105,6 +106,7 @@ func (c *Core) adoptPrimary() {
 			steps = append(steps, Flush{})
 			mark = r.Epoch
 		}
+		steps = append(steps, c.leftOver()...)
 		if c.saved.BootID != "" && c.saved.BootID != c.cfg.BootID {
 			steps = append(steps, DirtyFromIntent{})
 		}
@@ -113,13 +115,8 @@ func (c *Core) adoptPrimary() {
 			steps = append(steps, Flush{})
 			mark = r.Epoch
 		}
-		var fresh []lockstep.PairID
-		for _, m := range r.Members {
-			if m.InSyncEpoch == 0 {
-				fresh = append(fresh, m.Pair)
-			}
-		}
-		if len(fresh) > 0 {
+		steps = append(steps, c.leftOver()...)
+		if fresh := c.unsynced(); len(fresh) > 0 {
 			steps = append(steps, MarkAllDirty{Pairs: fresh})
 		}
 		steps = append(steps, DirtyFromIntent{})
@@ -142,6 +139,30 @@ func (c *Core) adoptPrimary() {
 		steps = append(steps, LeaseWait{Store: r.Forced != nil})
 	}
 	c.startBatch(batchAdopt, steps...)
+}
+
+// leftOver is the step by which a volume that was the copy of an earlier pair, and joins as the truth of
+// a new one, goes back to its recovery point, if it still has one: it was being overwritten, and nobody
+// served it in between, which would have done the same.
+func (c *Core) leftOver() []Durable {
+	joined := slices.DeleteFunc(c.unsynced(), func(p lockstep.PairID) bool {
+		return slices.ContainsFunc(c.saved.Record.Members, func(m Member) bool { return m.Pair == p })
+	})
+	if len(joined) == 0 {
+		return nil
+	}
+	return []Durable{RollBack{Pairs: joined}}
+}
+
+// unsynced lists the pairs that never were in sync in this group and have their truth here.
+func (c *Core) unsynced() []lockstep.PairID {
+	var pairs []lockstep.PairID
+	for _, m := range c.rec.Members {
+		if m.InSyncEpoch == 0 && !m.NoImage {
+			pairs = append(pairs, m.Pair)
+		}
+	}
+	return pairs
 }
 
 // afterAdopt is called once the record's epoch is in force here.

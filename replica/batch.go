@@ -120,7 +120,14 @@ func (g *Group) durable(ctx context.Context, s protocol.Durable, result *protoco
 		}
 		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.SetPoint(s.Epoch, s.InSyncEpoch) })
 	case protocol.RollBack:
-		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.RollBackSince(s.InSyncEpoch) })
+		return g.eachOf(s.Pairs, func(v *Volume) error {
+			err := v.disk.RollBackSince(s.InSyncEpoch)
+			if err != nil && s.InSyncEpoch == 0 { // a volume that joins as the truth: the others go on without it
+				_ = v.broken(fmt.Errorf("back to the recovery point of an earlier pair: %w", err))
+				return nil
+			}
+			return err
+		})
 	case protocol.KeepImage:
 		return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.KeepImage(s.Epoch) })
 	case protocol.DropPoint:

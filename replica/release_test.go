@@ -45,3 +45,34 @@ func TestReleasedCopyGoesBackToItsPoint(t *testing.T) {
 		})
 	}
 }
+
+// Goal: the same where the released copy is in a new group, as its truth, before its node has seen that it
+// was released: what is served there, and copied from there, is the recovery point. (R96)
+func TestReleasedCopyThatJoinsAtOnceGoesBackToItsPoint(t *testing.T) {
+	p := newPair(t)
+	v := p.a.Volume("va")
+	old, newer := bytes.Repeat([]byte{1}, 4096), bytes.Repeat([]byte{2}, 4096)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(v.disk.WriteAt(old, 0))
+	must(v.disk.Sync())
+	must(v.disk.SetPoint(40, 30)) // epochs of the group that it left
+	must(v.disk.Preserve([]lockstep.Extent{{Off: 0, Len: 4096}}))
+	must(v.disk.WriteAt(newer, 0))
+	v.setMode(protocol.ModeRefused, 0, nil, nil, "was a DR disk")
+	p.sync(t)
+	for _, v := range []*Volume{v, p.b.Volume("vb")} {
+		got := make([]byte, 4096)
+		must(v.disk.ReadAt(got, 0))
+		if !bytes.Equal(got, old) {
+			t.Errorf("volume %s holds %d, want %d", v.id, got[0], old[0])
+		}
+		if _, ok := v.disk.Point(); ok {
+			t.Errorf("volume %s has a point left", v.id)
+		}
+	}
+}
