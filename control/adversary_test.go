@@ -2,9 +2,11 @@ package control
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
@@ -222,4 +224,187 @@ func TestSecondaryThatRestartsAfterThePreview(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.awaitGroup(c, id, StatusFailovered, ReplicationStopped)
+}
+
+// Goal: a pair that had left its group when the store was restored from a copy in which it had not can
+// still be taken out. (R97)
+func TestPairThatTheRecordDoesNotHaveCanLeave(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, pairs := s.group(c, 2)
+	s.stopNodes()
+	r := s.record(id)
+	r.Epoch++
+	r.Members = r.Members[:1]
+	s.put(store.KeyRecord(id), r)
+	gone := pairs[0]
+	if r.Members[0].Pair == gone {
+		gone = pairs[1]
+	}
+	must[GroupView](t)(c.UpdateGroup(s.ctx, caller, id, GroupUpdate{Remove: []lockstep.PairID{gone}}))
+	if p := must[PairView](t)(c.GetPair(s.ctx, caller, gone)); p.Group != "" || p.Image {
+		t.Fatalf("%+v", p.Pair)
+	}
+	if r := s.record(id); len(r.Members) != 1 || r.Members[0].Pair == gone {
+		t.Fatalf("members %v", r.Members)
+	}
+}
+
+// Goal: disks do not leave a group in the moments in which its new primary still waits for the leases of
+// the old one: outside they would open at once, while the old one may still answer reads. (R98)
+func TestDisksStayUntilTheNewPrimaryHasTakenOver(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, pairs := s.syncedGroup(c, 2)
+	s.silence("a1")
+	s.act(c, id, ActionFailover)
+	s.awaitGroup(c, id, StatusFailovered, ReplicationStopped)
+	eventually(t, "b1 has taken over", func() bool {
+		a, _, err := store.GetT[protocol.Answer](s.ctx, s.st, store.KeyAnswer(id, "b1"))
+		return err == nil && a.Epoch == s.record(id).Epoch
+	})
+	if s.record(id).Fenced {
+		t.Fatal("the old primary confirmed")
+	}
+	s.silence("b1")
+	a, _, err := store.GetT[protocol.Answer](s.ctx, s.st, store.KeyAnswer(id, "b1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	waits := a
+	waits.Epoch, waits.Step = a.Epoch-1, protocol.StepReady // as long as it waits
+	s.put(store.KeyAnswer(id, "b1"), waits)
+	remove := GroupUpdate{Remove: pairs[:1]}
+	_, err = c.UpdateGroup(s.ctx, caller, id, remove)
+	refused(t, err, KindConflict, codeBusy)
+	s.put(store.KeyAnswer(id, "b1"), a)
+	must[GroupView](t)(c.UpdateGroup(s.ctx, caller, id, remove))
+	// One that never can is no reason for ever.
+	later := New(func() Config {
+		cfg := s.testConfig()
+		cfg.Now = func() time.Time { return time.Now().Add(takeOverWithin + time.Minute) }
+		return cfg
+	}())
+	eventually(t, "the other pair leaves", func() bool {
+		_, err := later.UpdateGroup(s.ctx, caller, id, GroupUpdate{Remove: pairs[1:]})
+		return err == nil
+	})
+}
+
+// Goal: an extend whose place a failover took is undone for pairs that have left the group meanwhile,
+// and takes nothing from a later extend; a pair with two sizes joins no group. (R99)
+func TestUndoneExtendLeavesOneSize(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, stop := s.controller()
+	id, pairs := s.syncedGroup(c, 2)
+	stop()
+	g, _, err := store.GetT[store.Group](s.ctx, s.st, store.KeyGroup(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := s.record(id)
+	args := map[string]string{}
+	for _, m := range r.Members {
+		args[argPair+string(m.Pair)] = fmt.Sprintf("%d %d", lockstep.GiB, 2*lockstep.GiB)
+		v, _, err := store.GetT[store.Volume](s.ctx, s.st, store.KeyVolume(m.In("az2").Volume))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.SizeBytes = 2 * lockstep.GiB // the secondary was asked to grow
+		s.put(store.KeyVolume(v.ID), v)
+	}
+	old := store.Operation{
+		ID: "old", Kind: opExtend, Step: stepWaitSecondary, Group: id, Project: g.Project, Args: args,
+		StartedAt: time.Now(), Deadline: time.Now().Add(time.Hour),
+	}
+	s.put(store.KeyOp("old"), old)
+	// A failover came, went, and one pair left; the other one is extended anew.
+	left := pairs[0]
+	p, _, err := store.GetT[store.Pair](s.ctx, s.st, store.KeyPair(left))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Group = ""
+	s.put(store.KeyPair(left), p)
+	_, _, err = c.newTx(s.ctx).joinablePair(caller, left)
+	refused(t, err, KindConflict, codeSizesDiffer)
+	r.Members = slices.DeleteFunc(r.Members, func(m protocol.Member) bool { return m.Pair == left })
+	stays := r.Members[0]
+	r.Members[0].ExtendBytes = 2 * lockstep.GiB
+	s.put(store.KeyRecord(id), r)
+	anew := old
+	anew.ID, anew.Args = "zz", map[string]string{argPair + string(stays.Pair): args[argPair+string(stays.Pair)]}
+	s.put(store.KeyOp("zz"), anew)
+	g.Pairs, g.Op = []lockstep.PairID{stays.Pair}, "zz"
+	s.put(store.KeyGroup(id), g)
+
+	s.controller()
+	size := func(v lockstep.VolumeID) int64 {
+		vol, _, err := store.GetT[store.Volume](s.ctx, s.st, store.KeyVolume(v))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vol.SizeBytes
+	}
+	eventually(t, "both are over", func() bool {
+		kvs, _, err := s.st.List(s.ctx, store.PrefixOps)
+		return err == nil && len(kvs) == 0
+	})
+	for _, v := range p.Volumes {
+		if n := size(v); n != lockstep.GiB {
+			t.Errorf("volume %s of the pair that left wants %d bytes", v, n)
+		}
+	}
+	for _, rep := range stays.Replicas {
+		if n := size(rep.Volume); n != 2*lockstep.GiB {
+			t.Errorf("volume %s of the pair that is extended anew wants %d bytes", rep.Volume, n)
+		}
+	}
+	if m := s.record(id).Members[0]; m.SizeBytes != 2*lockstep.GiB || m.ExtendBytes != 0 {
+		t.Errorf("announced %d, extending to %d", m.SizeBytes, m.ExtendBytes)
+	}
+}
+
+// Goal: a trip that does not end, and holds requests, is shown as a fault of the production side, also
+// where every node is alive and connected: a disk that hangs, say. (R100)
+func TestATripThatHoldsIsShown(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, _ := s.syncedGroup(c, 1)
+	r, err := s.record(id).Trip(s.record(id).Epoch, protocol.CauseSecondaryDisk, "I/O error")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	held := func(since time.Duration) GroupStatus {
+		o := store.GroupObserved{Group: id, Node: "a1", Epoch: r.Epoch, Peers: map[lockstep.NodeID]store.PeerObserved{"b1": {Connected: true}}, Why: "tripping"}
+		return DeriveGroup(store.Group{ID: id}, r, map[lockstep.NodeID]Sight{"a1": {GroupObserved: o, HeldSince: now.Add(-since)}},
+			map[lockstep.NodeID]bool{"a1": true, "b1": true}, now)
+	}
+	if st := held(time.Second); st.FaultLevel != FaultNone {
+		t.Errorf("a trip as any other: %+v", st)
+	}
+	if st := held(time.Minute); st.ReplicationStatus != ReplicationActive || st.FaultLevel != FaultProduction || !strings.Contains(st.Reason, "holds requests") {
+		t.Errorf("held for a minute: %+v", st)
+	}
+}
+
+// Goal: a preview says of an ordinary failover what the failover does: it is taken where the record says
+// in sync, also with a secondary that is said to have failed, and then taken back. (R102)
+func TestPreviewAgreesWithTheFailover(t *testing.T) {
+	s := newSite(t, "a1", "b1")
+	c, _ := s.controller()
+	id, _ := s.syncedGroup(c, 1)
+	v := s.record(id).Members[0].In("az2").Volume
+	s.set(func() { s.fail[v] = "I/O error" })
+	var p FailoverPreview
+	eventually(t, "it is reported", func() bool {
+		p = must[FailoverPreview](t)(c.PreviewFailover(s.ctx, caller, id))
+		return strings.Contains(strings.Join(append(p.Reasons, p.Warnings...), ";"), "I/O error")
+	})
+	err := c.Act(s.ctx, caller, id, ActionFailover, nil)
+	if p.Allowed != (err == nil) {
+		t.Fatalf("preview: allowed %v (%v, %v); the failover: %v", p.Allowed, p.Reasons, p.Warnings, err)
+	}
+	s.awaitGroup(c, id, StatusErrorFailovered, ReplicationActive)
 }

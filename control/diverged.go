@@ -172,7 +172,8 @@ func (t *tx) imageKept(r protocol.Record, m protocol.Member, o store.GroupObserv
 // nobody would find it, and in another group what it is of would be overwritten.
 func (t *tx) checkNoImages(r protocol.Record, m protocol.Member) error {
 	for _, rep := range m.Replicas {
-		o, _, err := get[store.GroupObserved](t, store.KeyObservedGroup(r.Group, rep.Node))
+		// The record is compared, and no image is made while it asks for none.
+		o, _, err := peek[store.GroupObserved](t, store.KeyObservedGroup(r.Group, rep.Node))
 		if err != nil {
 			return err
 		}

@@ -345,28 +345,51 @@ func (j *job) announce(sizes map[lockstep.PairID]growth) error {
 	return nil
 }
 
-// undo takes the wanted sizes back and frees the record for a sync.
+// undo takes the wanted sizes back and frees the record for a sync. What a later extend of the same
+// pairs wants stays.
 func (j *job) undo(sizes map[lockstep.PairID]growth) error {
+	if !j.mine() {
+		later, found, err := get[store.Operation](j.tx, store.KeyOp(j.g.Op))
+		if err != nil {
+			return err
+		}
+		if found && later.Kind == opExtend {
+			maps.DeleteFunc(sizes, func(p lockstep.PairID, _ growth) bool { _, wanted := growths(later)[p]; return wanted })
+		}
+	}
 	next := j.r.Clone()
 	for i, m := range next.Members {
 		if g, ok := sizes[m.Pair]; ok && m.ExtendBytes == g.new {
 			next.Members[i].ExtendBytes = 0
 		}
 	}
-	for _, az := range []lockstep.AZ{j.r.Primary, j.r.Secondary} {
-		err := j.each(sizes, az, func(v store.Volume, g growth) error {
-			if v.SizeBytes == g.new {
-				v.SizeBytes, v.UpdatedAt = g.old, ptr(j.now)
-				j.put(store.KeyVolume(v.ID), v)
-			}
-			return nil
-		})
-		if err != nil {
+	// By the pairs: after a failover took the extend's place they may have left the group meanwhile.
+	for _, pair := range sortedKeys(sizes) {
+		if err := j.shrink(pair, sizes[pair]); err != nil {
 			return err
 		}
 	}
 	j.put(store.KeyRecord(j.g.ID), next)
 	j.event(next, "extend given up: "+j.op.Error, j.op.User, j.op.RequestID)
 	j.finish()
+	return nil
+}
+
+// shrink takes the wanted sizes of a pair's volumes back.
+func (j *job) shrink(pair lockstep.PairID, g growth) error {
+	p, found, err := get[store.Pair](j.tx, store.KeyPair(pair))
+	if err != nil || !found {
+		return err
+	}
+	for _, id := range p.Volumes {
+		v, found, err := get[store.Volume](j.tx, store.KeyVolume(id))
+		if err != nil {
+			return err
+		}
+		if found && v.Pair == pair && v.SizeBytes == g.new {
+			v.SizeBytes, v.UpdatedAt = g.old, ptr(j.now)
+			j.put(store.KeyVolume(id), v)
+		}
+	}
 	return nil
 }

@@ -110,13 +110,21 @@ func (x *acting) preview() (FailoverPreview, error) {
 	if err != nil {
 		return p, err
 	}
+	// What is only reported refuses nothing that loses nothing: an ordinary failover is begun, and the
+	// nodes' answers end it.
+	cannot := say
+	if !p.Forced {
+		cannot = func(format string, args ...any) {
+			p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...)+": the failover would be taken back")
+		}
+	}
 	for _, node := range r.SecondaryNodes() {
 		n, found, err := get[store.Node](x.tx, store.KeyNode(node))
 		if err != nil {
 			return p, err
 		}
 		if want := r.Instances[node]; found && want != "" && n.Instance != want {
-			say("node %s has another directory than the one of the last in-sync commit: it has no image", node)
+			cannot("node %s has another directory than the one of the last in-sync commit: it has no image", node)
 		}
 		if found && r.InSyncEpoch != 0 && n.BootID != r.BootIDs[node] {
 			p.Receipt.FlushOnly = append(p.Receipt.FlushOnly, node)
@@ -127,7 +135,7 @@ func (x *acting) preview() (FailoverPreview, error) {
 	}
 	for _, m := range r.Members {
 		if why := appendFailed(nil, m.In(r.Secondary), sights(seen)); len(why) > 0 {
-			say("%s", why[0])
+			cannot("%s", why[0])
 		}
 	}
 	if r.StoppedAtMs != 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
@@ -104,8 +105,13 @@ func (t *tx) joinablePair(caller Caller, id lockstep.PairID) (p store.Pair, vols
 	if p.Status != StatusAvailable {
 		return p, vols, badRequest("", "replication pair %s must be available; it is %s", id, p.Status)
 	}
-	vols, err = t.volumesOf(p)
-	return p, vols, err
+	if vols, err = t.volumesOf(p); err != nil {
+		return p, vols, err
+	}
+	if vols[0].SizeBytes != vols[1].SizeBytes {
+		return p, vols, conflict(codeSizesDiffer, "the volumes of replication pair %s have %d and %d bytes: an extend of it is not undone yet, try again", id, vols[0].SizeBytes, vols[1].SizeBytes)
+	}
+	return p, vols, nil
 }
 
 func (t *tx) volumesOf(p store.Pair) (vols [2]store.Volume, err error) {
@@ -256,7 +262,6 @@ func (c *Controller) UpdateGroup(ctx context.Context, caller Caller, id lockstep
 		if u.SetDesc || u.Description != nil {
 			g.Description = u.Description
 		}
-		g.UpdatedAt = ptr(t.now)
 		if u.SetName || u.Name != nil || u.SetDesc || u.Description != nil {
 			t.event(r, "name or description changed", caller.who(), caller.RequestID)
 		}
@@ -276,6 +281,7 @@ func (c *Controller) UpdateGroup(ctx context.Context, caller Caller, id lockstep
 			g.Overlay, g.Op = StatusUpdating, opID
 			t.createOp(c.newSettle(opID, t, caller, g, epoch, restore))
 		}
+		g.UpdatedAt = ptr(t.now)
 		t.put(store.KeyGroup(id), g)
 		view = c.viewOf(g, r)
 		view.Status = StatusUpdating
@@ -298,15 +304,25 @@ func (c *Controller) changeMembers(t *tx, caller Caller, g *store.Group, r proto
 	if err := checkMembershipChange(*g, r); err != nil {
 		return r, err
 	}
+	if err := t.checkTakenOver(*g, r); err != nil {
+		return r, err
+	}
 	members := slices.Clone(r.Members)
 	for _, pid := range u.Remove {
 		i := slices.IndexFunc(members, func(m protocol.Member) bool { return m.Pair == pid })
-		if i < 0 {
+		if i < 0 && !slices.Contains(g.Pairs, pid) {
 			return r, badRequest("", "replication pair %s is not in consistency group %s", pid, g.ID)
 		}
 		p, err := seenPair(t, caller, pid)
 		if err != nil {
 			return r, err
+		}
+		if i < 0 { // it had left the group when the store was restored from a copy in which it had not
+			if err := t.leave(p, r.Primary, false); err != nil {
+				return r, err
+			}
+			g.Pairs = slices.DeleteFunc(slices.Clone(g.Pairs), func(x lockstep.PairID) bool { return x == pid })
+			continue
 		}
 		if err := t.checkNoImages(r, members[i]); err != nil {
 			return r, err
@@ -354,6 +370,32 @@ func checkMembershipChange(g store.Group, r protocol.Record) error {
 	if r.State != protocol.StateNormal || r.InSync {
 		rep, _ := replication(r, faults{})
 		return conflict("", "a membership change needs a group that does not replicate (replication_status active-stopped or inactive); it is %s: stop it first", rep)
+	}
+	return nil
+}
+
+// takeOverWithin bounds how long a new primary keeps the disks of its group from leaving. It is far more
+// than any lease lasts; one that cannot take over must not stand in the way of removing a broken pair.
+const takeOverWithin = time.Minute
+
+// checkTakenOver refuses to let disks out of a group whose new primary is still waiting until what the
+// old one may serve by has run out: outside the group they would open at once.
+func (t *tx) checkTakenOver(g store.Group, r protocol.Record) error {
+	if r.Fenced || g.UpdatedAt != nil && t.now.Sub(*g.UpdatedAt) > takeOverWithin {
+		return nil
+	}
+	for _, n := range r.PrimaryNodes() {
+		_, alive, err := peek[store.Presence](t, store.KeyAliveNode(n))
+		if err != nil {
+			return err
+		}
+		a, _, err := peek[protocol.Answer](t, store.KeyAnswer(r.Group, n))
+		if err != nil {
+			return err
+		}
+		if alive && (a.Epoch != r.Epoch || a.Step != protocol.StepAdopted) {
+			return conflict(codeBusy, "node %s has not taken over as the primary yet, try again", n)
+		}
 	}
 	return nil
 }

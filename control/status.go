@@ -127,7 +127,7 @@ func inspect(r protocol.Record, seen map[lockstep.NodeID]Sight, alive map[lockst
 			f.primaryGone = append(f.primaryGone, n)
 			continue
 		}
-		if s, ok := seen[n]; ok && s.heldUp(now, r.State == protocol.StateNormal) {
+		if s, ok := seen[n]; ok && s.heldUp(now, r.State == protocol.StateNormal || r.State == protocol.StateTripping) {
 			f.held = append(f.held, strings.TrimSuffix(fmt.Sprintf("node %s holds requests: %s", n, s.Why), ": "))
 		}
 	}
@@ -155,13 +155,13 @@ func appendFailed(list []string, replica protocol.Replica, seen map[lockstep.Nod
 	return list
 }
 
-// heldUp: not serving, longer than a trip takes, and either at rest, whatever is the reason (a
-// directory that is not the recorded one, a take-back), or with a peer away.
-func (s Sight) heldUp(now time.Time, atRest bool) bool {
+// heldUp: not serving, longer than a trip takes, and either at rest or in a trip, whatever is the reason
+// (a directory that is not the recorded one, a take-back, a disk that hangs), or with a peer away.
+func (s Sight) heldUp(now time.Time, unasked bool) bool {
 	if s.Serving {
 		return false
 	}
-	away := atRest
+	away := unasked
 	for _, p := range s.Peers {
 		away = away || !p.Connected
 	}

@@ -89,7 +89,6 @@ func advanceTripping(r Record, at answerAt, patience bool) (Record, []lockstep.N
 	if patience && len(held) > 0 && back == len(held) && r.Cause != CausePrimaryBoot {
 		n := r.next()
 		n.commitInSync()
-		n.Intent = IntentRun // a pause that goes back has failed
 		n.Reason = "the trip was taken back: a primary node did not confirm, and every secondary answers again"
 		return n, held, true
 	}

@@ -165,3 +165,13 @@ func TestRecoveredInTheMiddleOfAForcedFailover(t *testing.T) {
 		t.Error("a forced failover that was committed is forgotten: the divergence image would not be kept")
 	}
 }
+
+// Goal: a pause that became a failover which was taken back has failed: in sync again, the group wants to
+// run, and synchronizes by itself after the next fault. (R101)
+func TestInSyncAgainWantsToRun(t *testing.T) {
+	step := then(t)
+	r := step(rec(StateNormal, true).Pause())
+	r = step(r.Failover())
+	r = step(r.BackOut(true, "taken back"))
+	expect(t, r.InSync && r.Intent == IntentRun, r)
+}

@@ -412,6 +412,7 @@ func (r Record) RenewBoot(at lockstep.Epoch, node lockstep.NodeID, boot lockstep
 // commitInSync makes n an in-sync record at rest at its own epoch.
 func (r *Record) commitInSync() {
 	r.State, r.InSync = StateNormal, true
+	r.Intent = IntentRun // a pause that ends in sync has failed, whatever came between
 	r.Cause, r.Drained = CauseNone, false
 	r.ContinueAt, r.Lost, r.Accepted = 0, nil, nil
 	r.Fenced, r.Forced, r.StoppedAtMs = true, nil, 0
