@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,5 +119,41 @@ func TestWriteBehindTheEndOfATodo(t *testing.T) {
 	}
 	if got := b.v.todoIn(lockstep.Extent{Len: 2 * testSize}); len(got) != 1 || got[0].End() != 2*testSize {
 		t.Errorf("to send: %v", got)
+	}
+}
+
+// Goal: a strict primary has no lease from a store that went back, whatever the number of its epoch, and
+// notices at once. [F16] (R104)
+func TestStrictNoticesAStoreThatWentBack(t *testing.T) {
+	for _, equal := range []bool{false, true} {
+		p := newPair(t)
+		p.sync(t)
+		backup := p.st.get()
+		for _, step := range []func(protocol.Record) (protocol.Record, error){
+			func(r protocol.Record) (protocol.Record, error) { return r.SetStrict(true) }, protocol.Record.Pause,
+		} {
+			if err := p.st.change(step); err != nil {
+				t.Fatal(err)
+			}
+			p.until(t, "adopted", func() bool { v, _ := p.a.View("g"); return v.Adopted && v.Record.Epoch == p.st.get().Epoch })
+		}
+		p.until(t, "paused, and served under a lease", func() bool {
+			v, _ := p.a.View("g")
+			return v.Mode == protocol.ModeOneSided && !v.Record.InSync && v.Record.Strict
+		})
+		was := p.st.get()
+		for equal && backup.Epoch < was.Epoch {
+			var err error
+			if backup, err = backup.SetStrict(true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.st.mu.Lock()
+		p.st.rec = backup // told to nobody: a watch from a later revision stays silent
+		p.st.mu.Unlock()
+		p.until(t, "noticed", func() bool {
+			v, _ := p.a.View("g")
+			return v.Mode == protocol.ModeHeld && strings.Contains(v.Why, "store recover")
+		})
 	}
 }

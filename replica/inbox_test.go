@@ -384,7 +384,7 @@ func TestPointOfAnEarlierGroupIsNoImage(t *testing.T) {
 	}
 	r := copying.Clone() // in sync was committed at the next epoch, and left again
 	r.Epoch, r.State, r.InSyncEpoch, r.Fenced, r.Members[0].InSyncEpoch = copying.Epoch+3, protocol.StateNormal, copying.Epoch+1, true, copying.Epoch+1
-	forced, err := r.ForceFailover(r.Epoch)
+	forced, err := r.ForceFailover(r.Epoch, nil)
 	if err == nil {
 		err = p.b.OnRecord(forced, false, false)
 	}

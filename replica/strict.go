@@ -36,14 +36,18 @@ func (h *Host) storeLeaseLoop() {
 func (g *Group) renewStoreLease() {
 	ctx, cancel := context.WithTimeout(g.ctx, g.host.cfg.LeaseTTL)
 	defer cancel()
+	g.mu.Lock()
+	was := g.view.Saved.Record // before the read begins
+	g.mu.Unlock()
 	asked := g.host.now()
 	r, err := g.host.cfg.Store.Read(ctx, g.id)
 	if err != nil {
 		g.log.Debug("lease of the store", "err", err)
 		return
 	}
-	if r.Epoch != g.epochNow() {
-		g.post(protocol.RecordRead{Record: r, FromStore: true})
+	// A linearizable read shows at least what was persisted before it, unless the store went back.
+	if rewound := r.Epoch < was.Epoch; rewound || r.Epoch != g.epochNow() || r.Contradicts(was, g.host.cfg.Node) {
+		g.post(protocol.RecordRead{Record: r, FromStore: true, Rewound: rewound})
 		return
 	}
 	g.storeLease.grant(r.Epoch, asked+g.host.cfg.LeaseTTL)
