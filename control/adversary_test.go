@@ -141,11 +141,34 @@ func TestRecoveryBelievesWhatNodesPersisted(t *testing.T) {
 	// A failover that ended after the nodes had reported is no such thing.
 	reports := map[lockstep.NodeID]store.GroupObserved{"a1": savedReport(t, "a1", backup), "b1": savedReport(t, "b1", backup)}
 	s.put(store.KeyRecord(id), over)
-	s.put(store.KeyAnswer(id, "b1"), protocol.Answer{Group: id, Node: "b1", Epoch: over.Epoch - 1, Step: protocol.StepReady})
+	went := protocol.Answer{Group: id, Node: "b1", Epoch: over.Epoch - 1, Step: protocol.StepReady, Instance: backup.Instances["b1"], Start: 7}
+	s.put(store.KeyAnswer(id, "b1"), went)
+	o := reports["b1"]
+	o.Start = went.Start
+	reports["b1"] = o
 	_, err := c.recoverGroup(s.ctx, admin, id, reports, "test")
 	refused(t, asRefusal(err), KindConflict, codeBusy)
 	if is := s.record(id); is.Epoch != over.Epoch || is.Primary != "az2" {
 		t.Fatalf("%s, primary %s", is.Describe(), is.Primary)
+	}
+	// An older copy of a directory has persisted less than there was: it does not count against the store.
+	s.put(store.KeyRecord(id), fork(3))
+	before := s.record(id)
+	o = savedReport(t, "b1", copying)
+	o.Instance = "an older copy"
+	if got, err := c.recoverGroup(s.ctx, admin, id, map[lockstep.NodeID]store.GroupObserved{"b1": o}, "test"); err != nil || got.InSync {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if is := s.record(id); is.InSyncEpoch != before.InSyncEpoch {
+		t.Fatalf("the last in-sync commit was at %d, and is at %d", before.InSyncEpoch, is.InSyncEpoch)
+	}
+	s.put(store.KeyRecord(id), over)
+	// What an earlier life had answered, of a directory that is gone, is no reason to wait.
+	o = savedReport(t, "b1", protocol.Record{Group: id})
+	o.Instance, o.Start = "another", went.Start+1
+	reports["b1"] = o
+	if _, err := c.recoverGroup(s.ctx, admin, id, reports, "test"); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -188,7 +211,7 @@ func TestOlderStoreDecidesNothing(t *testing.T) {
 	if err != nil || p.Allowed || !strings.Contains(strings.Join(p.Reasons, ";"), "store recover") {
 		t.Errorf("preview: %v, %v, %v", p.Allowed, p.Reasons, err)
 	}
-	if g := must[GroupView](t)(c.GetGroup(s.ctx, caller, id)); g.FaultLevel == FaultNone || !strings.Contains(g.Reason, "store recover") {
+	if g := must[GroupView](t)(c.GetGroup(s.ctx, caller, id)); g.FaultLevel != FaultLink || g.ReplicationStatus != ReplicationError || g.Progress != nil || !strings.Contains(g.Reason, "store recover") {
 		t.Errorf("shown as %s/%s/%s: %s", g.Status, g.ReplicationStatus, g.FaultLevel, g.Reason)
 	}
 	if is := s.record(id); is.Epoch != was.Epoch {

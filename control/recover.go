@@ -176,11 +176,13 @@ func (c *Controller) recoverGroup(ctx context.Context, caller Caller, id lockste
 			if err != nil {
 				return err
 			}
-			if found && a.Epoch > saved[node].Epoch {
+			// An answer of an earlier life may be of a directory that is gone.
+			same := a.Instance == reports[node].Instance && a.Start == reports[node].Start
+			if found && same && a.Epoch > saved[node].Epoch {
 				return conflict(codeBusy, "node %s has gone on to epoch %d since it reported: recover again", node, a.Epoch)
 			}
 		}
-		newest, forked := newestOf(r, saved)
+		newest, forked := newestOf(r, reports, saved)
 		above := max(r.Epoch, newest.Epoch)
 		for _, node := range newest.Nodes() { // one that is said to be off by now may have reported before
 			o, _, err := get[store.GroupObserved](t, store.KeyObservedGroup(id, node))
@@ -227,14 +229,16 @@ func savedRecords(reports map[lockstep.NodeID]store.GroupObserved) (map[lockstep
 // newestOf gives the newest of the store's record and what nodes have persisted. What a node has
 // persisted has happened: where the store's record cannot follow from it (forked), the store has made
 // epochs of its own since it was restored, and they do not count, whatever their number.
-func newestOf(inStore protocol.Record, saved map[lockstep.NodeID]protocol.Record) (newest protocol.Record, forked bool) {
+func newestOf(inStore protocol.Record, reports map[lockstep.NodeID]store.GroupObserved, saved map[lockstep.NodeID]protocol.Record) (newest protocol.Record, forked bool) {
 	var persisted protocol.Record
 	for _, node := range sortedKeys(saved) {
 		r := saved[node]
 		if r.Epoch > persisted.Epoch {
 			persisted = r
 		}
-		forked = forked || inStore.Contradicts(r, node)
+		// An older copy of a directory has persisted less than its node had: that proves nothing.
+		recorded := inStore.Instances[node]
+		forked = forked || (recorded == "" || recorded == reports[node].Instance) && inStore.Contradicts(r, node)
 	}
 	if forked || persisted.Epoch > inStore.Epoch {
 		return persisted, forked

@@ -271,6 +271,9 @@ func DerivePair(p store.Pair, r *protocol.Record, seen map[lockstep.NodeID]Sight
 // the share that need not be sent, at most "99".
 func progress(r protocol.Record, members []protocol.Member, status string, seen map[lockstep.NodeID]Sight) *string {
 	if r.InSync && len(members) > 0 {
+		if status != ReplicationActive { // the record cannot be believed
+			return nil
+		}
 		return ptr("100")
 	}
 	if len(members) == 0 {
