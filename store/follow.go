@@ -48,8 +48,8 @@ type Change[T any] struct {
 	CreateRev int64
 	Value     T
 	Err       error // for ChangeBad
-	// Rewound: the list that told this is of a lower revision than something told before: the store
-	// was restored from an older copy.
+	// Rewound: the list that told this is of a lower revision than something told before, or has a key at
+	// a lower one: the store was restored from an older copy.
 	Rewound bool
 }
 
@@ -74,8 +74,9 @@ func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch 
 	for {
 		kvs, rev, err := s.List(ctx, prefix)
 		if err == nil {
+			rewound := rev < newest.Load() || wentBack(known, kvs)
 			batch := diffList[T](known, kvs, rev)
-			if rev < newest.Load() {
+			if rewound {
 				for i := range batch {
 					batch[i].Rewound = true
 				}
@@ -96,6 +97,12 @@ func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch 
 		}
 		failed++
 	}
+}
+
+// wentBack reports whether a key is at a lower revision than one that was told. A store that was restored
+// with its revision raised, so that no client misses a change, shows it by that alone.
+func wentBack(known map[string]int64, kvs []KV) bool {
+	return slices.ContainsFunc(kvs, func(kv KV) bool { return kv.ModRev < known[kv.Key] })
 }
 
 // rewindEvery is how often a follower looks whether the store's revision went back.
