@@ -296,7 +296,7 @@ func (n *Node) register(ctx context.Context) error {
 				return err
 			}
 			self.UpdatedAt = time.Now().UTC()
-			if _, err := store.Put(ctx, n.st, store.KeyNode(n.cfg.ID), self, store.AnyRev); err != nil {
+			if err := store.PutOwn(ctx, n.st, store.KeyNode(n.cfg.ID), self); err != nil {
 				if ctx.Err() != nil {
 					return nil
 				}

@@ -59,15 +59,15 @@ func (r *records) Read(ctx context.Context, g lockstep.GroupID) (protocol.Record
 	return rec, err
 }
 
-// PutAnswer writes the node's answer, whatever stood there.
+// PutAnswer writes the node's answer, whatever stood there. It is given once: an older one that is carried
+// out late must not replace it, nobody would give it again.
 func (r *records) PutAnswer(ctx context.Context, a protocol.Answer) error {
 	if err := r.ready(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err := store.Put(ctx, r.st, store.KeyAnswer(a.Group, a.Node), a, store.AnyRev)
-	return err
+	return store.PutOwn(ctx, r.st, store.KeyAnswer(a.Group, a.Node), a)
 }
 
 // Advance commits what the answers allow; the transaction compares the record and every answer it

@@ -99,7 +99,7 @@ func (r *report) run(ctx context.Context) {
 			}
 			o.At = at
 			cctx, cancel := context.WithTimeout(ctx, callTimeout)
-			_, err := store.Put(cctx, r.n.st, store.KeyObservedGroup(id, r.n.cfg.ID), o, store.AnyRev)
+			err := store.PutOwn(cctx, r.n.st, store.KeyObservedGroup(id, r.n.cfg.ID), o)
 			cancel()
 			if err != nil {
 				if ctx.Err() == nil {

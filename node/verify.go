@@ -123,7 +123,7 @@ func (v *verifies) drive(ctx context.Context, w store.Verification) {
 	if sent.State == store.VerifyRunning {
 		sent.At = time.Now().UTC()
 	}
-	if _, err := store.Put(ctx, v.n.st, key, sent, store.AnyRev); err != nil {
+	if err := store.PutOwn(ctx, v.n.st, key, sent); err != nil {
 		v.n.log.Debug("report verification", "group", w.Group, "err", err)
 		return
 	}

@@ -118,7 +118,7 @@ func (vs *volumes) reconcile(ctx context.Context, v store.Volume) {
 	}
 	told := o
 	o.UpdatedAt = time.Now().UTC()
-	if _, err := store.Put(ctx, vs.n.st, store.KeyObservedVolume(v.ID), o, store.AnyRev); err != nil {
+	if err := store.PutOwn(ctx, vs.n.st, store.KeyObservedVolume(v.ID), o); err != nil {
 		vs.n.log.Warn("report volume", "volume", v.ID, "err", err)
 		return
 	}

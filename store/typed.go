@@ -62,6 +62,19 @@ func Put[T any](ctx context.Context, s Store, key string, v T, expectModRev int6
 	return NewTx().Put(key, v, expectModRev).Commit(ctx, s)
 }
 
+// PutOwn writes a record of which the caller is the only writer, whatever is there. A write that got no
+// answer may be carried out long after, by a member that was frozen for example: unlike Put with AnyRev,
+// it then changes nothing if a later one was made meanwhile. lockstep.ErrConflict says that such a write
+// has just come: the caller tries again. Outcome and durability are those of Put.
+func PutOwn[T any](ctx context.Context, s Store, key string, v T) error {
+	kv, err := s.Get(ctx, key)
+	if err != nil && !errors.Is(err, lockstep.ErrNotFound) {
+		return err
+	}
+	_, err = Put(ctx, s, key, v, kv.ModRev)
+	return err
+}
+
 // Create writes a record that must not be there yet; else it is lockstep.ErrExists.
 func Create[T any](ctx context.Context, s Store, key string, v T) (rev int64, err error) {
 	rev, err = Put(ctx, s, key, v, 0)
