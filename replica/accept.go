@@ -70,9 +70,12 @@ func (b *inbox) fence(e lockstep.Epoch) {
 	b.fenced = max(b.fenced, e)
 }
 
-// grant says whether a lease may be given for that epoch, and notes the time if so.
+// grant says whether a lease may be given for that epoch, and notes the time if so. It does not wait for a
+// fence under way, which may wait for a slow disk: one heartbeat speaks for all groups. There is none then.
 func (b *inbox) grant(e lockstep.Epoch) bool {
-	b.gate.RLock()
+	if !b.gate.TryRLock() {
+		return false
+	}
 	defer b.gate.RUnlock()
 	if e != b.fenced {
 		return false

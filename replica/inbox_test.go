@@ -415,3 +415,38 @@ func TestDiscardedImageOfAVolumeThatLeft(t *testing.T) {
 	}
 	p.until(t, "image 7 is gone", func() bool { return slices.Equal(v.Images(), []lockstep.Epoch{8}) })
 }
+
+// Goal: a fence that waits for a slow disk does not silence the node: heartbeats are for all groups, and
+// those whose disks are quick must not trip.
+func TestHeartbeatsAreAnsweredDuringAFence(t *testing.T) {
+	p := newPair(t)
+	p.sync(t)
+	in := &p.b.group("g").in
+	in.gate.RLock() // a frame that is being applied
+	fenced := make(chan struct{})
+	go func() {
+		defer close(fenced)
+		in.fence(p.st.get().Epoch)
+	}()
+	p.until(t, "the fence waits", func() bool {
+		if in.gate.TryRLock() {
+			in.gate.RUnlock()
+			return false
+		}
+		return true
+	})
+	defer func() {
+		in.gate.RUnlock()
+		<-fenced
+	}()
+	before, epoch := p.a.lastHeard("b"), p.st.get().Epoch
+	p.until(t, "heartbeats are answered, or missed for long", func() bool {
+		return p.a.lastHeard("b") > before+200*time.Millisecond || p.st.get().Epoch != epoch
+	})
+	if r := p.st.get(); r.Epoch != epoch {
+		t.Fatalf("no heartbeat was answered while a fence waited: %s", r.Describe())
+	}
+	if in.grant(p.st.get().Epoch) {
+		t.Fatal("a lease was granted past a fence that is under way")
+	}
+}
