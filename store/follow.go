@@ -63,7 +63,8 @@ const (
 // and lists again when the watch ended because history was compacted. tell gets every change in
 // order, in batches, from Follow's own goroutine; while it runs nothing else is delivered. After
 // a list it is told only what differs from what it was told before, deletions included, and then
-// ChangeSynced. Changes that were overtaken between two lists are left out.
+// ChangeSynced; of a store that went back, everything. Changes that were overtaken between two lists are
+// left out.
 //
 // Follow waits out an unavailable store with a bounded back-off. It returns only when ctx has
 // ended, with ctx's cause.
@@ -75,11 +76,14 @@ func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch 
 		kvs, rev, err := s.List(ctx, prefix)
 		if err == nil {
 			rewound := rev < newest.Load() || wentBack(known, kvs)
-			batch := diffList[T](known, kvs, rev)
-			if rewound {
-				for i := range batch {
-					batch[i].Rewound = true
+			if rewound { // its revisions are of another history: an equal one may be of another value
+				for key := range known {
+					known[key] = 0
 				}
+			}
+			batch := diffList[T](known, kvs, rev)
+			for i := range batch {
+				batch[i].Rewound = rewound
 			}
 			newest.Store(rev)
 			tell(batch)
