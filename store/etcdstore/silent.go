@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -14,12 +15,13 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// silentAfter is how long a request waits for an answer before its member counts as silent. It is
-// below DefaultRequestTimeout, so that a request that runs into that counts, and above what a slow
-// disk of a member takes.
+// silentAfter is how long a request waits for an answer, and its connection says nothing at all, before
+// the member counts as silent. It is below DefaultRequestTimeout, so that a request that runs into that
+// counts, and above what a slow disk of a member takes.
 const silentAfter = 2 * time.Second
 
-// silence closes connections on which a request got no answer in time. A process that is frozen keeps
+// silence closes connections on which a request got no answer in time, and nothing else came either: a
+// member that is slow with one request is about to answer others there. A process that is frozen keeps
 // its connections, since its kernel still takes what is sent, and gRPC's pings notice it after 13 s only:
 // meanwhile a request in turn would fail at it, and a watch there would say nothing. After the close,
 // requests go to the members with which a handshake succeeds, and watches go on there after what they
@@ -61,11 +63,28 @@ func (w *watching) Clone() credentials.TransportCredentials {
 // watchedConn is known to silence until it is closed.
 type watchedConn struct {
 	net.Conn
-	s *silence
+	s     *silence
+	heard atomic.Int64 // when the last bytes came, as ns since began
+}
+
+// began makes times of heard monotonic.
+var began = time.Now()
+
+func (c *watchedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard.Store(int64(time.Since(began)))
+	}
+	return n, err
+}
+
+func (c *watchedConn) silent() bool {
+	return time.Since(began)-time.Duration(c.heard.Load()) >= silentAfter
 }
 
 func (s *silence) watch(conn net.Conn) net.Conn {
-	c := &watchedConn{conn, s}
+	c := &watchedConn{Conn: conn, s: s}
+	c.heard.Store(int64(time.Since(began)))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	addr := conn.RemoteAddr().String()
@@ -89,10 +108,10 @@ func (c *watchedConn) Close() error {
 
 // unary sees every attempt of a request, and with which member.
 func (s *silence) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	began := time.Now()
+	asked := time.Now()
 	var member peer.Peer
 	err := invoke(ctx, method, req, reply, cc, append(opts, grpc.Peer(&member))...)
-	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() != nil && time.Since(began) >= silentAfter && member.Addr != nil {
+	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() != nil && time.Since(asked) >= silentAfter && member.Addr != nil {
 		s.leave(member.Addr.String())
 	}
 	return err
@@ -102,7 +121,9 @@ func (s *silence) leave(addr string) {
 	s.mu.Lock()
 	var list []*watchedConn
 	for c := range s.conns[addr] {
-		list = append(list, c)
+		if c.silent() {
+			list = append(list, c)
+		}
 	}
 	s.mu.Unlock()
 	if len(list) > 0 {

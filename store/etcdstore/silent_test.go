@@ -89,3 +89,60 @@ func await(t *testing.T, events <-chan []store.Event, within time.Duration) {
 		t.Fatalf("the watch said nothing within %s", within)
 	}
 }
+
+// A member that is slow to answer one request, but says other things meanwhile, is not frozen: to close its
+// connection would cut off what it is about to answer, and make a slow store slower.
+func TestASlowMemberIsKept(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for seconds; run without -short")
+	}
+	e := startEtcd(t, etcdstore.EmbedConfig{Dir: t.TempDir()})
+	at, err := url.Parse(e.Endpoints()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow, err := cable.New(at.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(slow.Close)
+	direct := open(t, etcdstore.Config{Endpoints: e.Endpoints()})
+	s := open(t, etcdstore.Config{Endpoints: []string{"http://" + slow.Addr()}, RequestTimeout: 8 * time.Second})
+	rev, err := store.Create(t.Context(), direct, "x/0", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := s.Watch(t.Context(), "x/", rev-1)
+	await(t, events, 10*time.Second)
+
+	slow.Cut(true, false) // it is told nothing, and goes on telling
+	answered := make(chan error, 1)
+	go func() {
+		_, err := store.Put(t.Context(), s, "y", "v", store.AnyRev)
+		answered <- err
+	}()
+	impatient, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+	defer cancel()
+	given := make(chan struct{})
+	go func() {
+		defer close(given)
+		if err := s.Ping(impatient); err == nil {
+			t.Error("a request that nobody was told of was answered")
+		}
+	}()
+	for done := false; !done; {
+		if _, err := store.Put(t.Context(), direct, "x/0", "v", store.AnyRev); err != nil {
+			t.Fatal(err)
+		}
+		await(t, events, 10*time.Second)
+		select {
+		case <-given:
+			done = true
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	slow.Join()
+	if err := <-answered; err != nil {
+		t.Fatalf("a request that was answered in time: %v", err)
+	}
+}
