@@ -596,6 +596,10 @@ func (g *Group) announce(a protocol.Announce) {
 	}
 	if err != nil {
 		done.Error = err.Error()
+		select { // the loss of the link is reported by its reader: until then nobody asks again at once
+		case <-time.After(tickEvery):
+		case <-g.ctx.Done():
+		}
 	}
 	g.post(done)
 }
