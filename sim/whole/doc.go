@@ -6,9 +6,13 @@
 // its election. What is not: the file system is vfs.Mem (with its crash states), the store is memstore,
 // connections are streams in memory, and guests use a volume as the NBD server does, without NBD.
 //
-// The tests run as a WebAssembly program, one instance for each seed (see simrun). There, Go has one
-// thread, time is testing/synctest's, and every other source of chance (scheduling, select, the order of
-// maps, ids) is fed by a generator made from the seed: a seed repeats a run exactly, to the last event.
+// The tests run with a patched runtime, in a process for each seed (see simrun). There, Go has one thread, time
+// is testing/synctest's, and every other source of chance (scheduling, select, the order of maps, ids) is fed
+// by a generator made from the seed: a seed repeats a run exactly, to the last event.
+//
+// Operators do what the API has, and what came of it is judged: by the history of what guests asked and were
+// told (invariants 1 and 2 of the design), by the images on the disks (3 and 4), by statuses (5), and by what a
+// forced failover, a divergence image, a verification, an extend and the policy strict promise (forced.go).
 //
 // The network is TCP's: bytes of a connection arrive once and in order, or the connection breaks. Loss,
 // reordering and duplication below it show as delay; what they can do to the protocol is what is

@@ -3,6 +3,7 @@ package whole
 import (
 	"context"
 	"fmt"
+	"sort"
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
@@ -11,10 +12,14 @@ import (
 )
 
 // spots are where guests write: at both ends of the disk, over borders of chunks and of windows of a
-// synchronization, and in regions far apart.
-var spots = []int{0, (64<<10 - 8<<10) / sectorBytes, (16 << 20) / sectorBytes, (64<<20 - 8<<10) / sectorBytes, (512 << 20) / sectorBytes, (1<<30 - 16<<10) / sectorBytes}
+// synchronization, in regions far apart, and beyond the end of a disk that was not extended.
+var spots = []int{0, (64<<10 - 8<<10) / sectorBytes, (16 << 20) / sectorBytes, (64<<20 - 8<<10) / sectorBytes, (512 << 20) / sectorBytes, (1<<30 - 16<<10) / sectorBytes, (1 << 30) / sectorBytes, (2<<30 - 16<<10) / sectorBytes}
 
 const spotSectors = 32
+
+func spotsWithin(size int64) []int {
+	return spots[:sort.Search(len(spots), func(i int) bool { return int64(spots[i]+spotSectors)*sectorBytes > size })]
+}
 
 // guest makes one request after the other: each is issued after the one before was answered, on whatever
 // volume. It goes to the side that served it last, and tries the other when refused.
@@ -71,7 +76,7 @@ func (g *guest) run() {
 // it succeeded.
 func (g *guest) request(p *proc, v *replica.Volume, pair int) bool {
 	n := 1 + g.dice.below(8)
-	first := pick(g.dice, spots) + g.dice.below(spotSectors-n+1)
+	first := pick(g.dice, spotsWithin(v.Size())) + g.dice.below(spotSectors-n+1)
 	kind := g.dice.below(20)
 	off, length := int64(first)*sectorBytes, int64(n)*sectorBytes
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -104,6 +109,9 @@ func (g *guest) request(p *proc, v *replica.Volume, pair int) bool {
 		if !do(func() error { return v.ReadAt(ctx, buf, off) }) {
 			return false
 		}
+		if g.w.leaseOutlives(p) {
+			return true
+		}
 		if err := g.w.hist.endRead(r, buf); err != nil {
 			g.w.fail("%s at %s: %v", g.name, p.h.id, err)
 		}
@@ -131,6 +139,9 @@ func (g *guest) request(p *proc, v *replica.Volume, pair int) bool {
 			err = v.WriteAt(ctx, data, off, fua)
 		}
 		after = p.serves(g.w.group)
+		if err == nil && !p.dead.Load() {
+			g.w.checkServes(p, x, before, after)
+		}
 		return err
 	})
 	if !ok {
@@ -138,7 +149,7 @@ func (g *guest) request(p *proc, v *replica.Volume, pair int) bool {
 		return false
 	}
 	g.w.hist.ack(x)
-	if before == after && after != 0 {
+	if before == after && after != 0 && g.w.member(pair) {
 		g.w.acknowledged(p, after)
 	}
 	return true
@@ -157,7 +168,7 @@ func (w *World) flushAndRead(p *proc, pair, side int) bool {
 		return false
 	}
 	w.hist.endFlush(pair, began)
-	for _, first := range spots {
+	for _, first := range spotsWithin(v.Size()) {
 		buf := make([]byte, spotSectors*sectorBytes)
 		r := w.hist.beginRead(pair, first, spotSectors)
 		if v.ReadAt(ctx, buf, int64(first)*sectorBytes) != nil || p.dead.Load() {

@@ -25,6 +25,7 @@ type write struct {
 	ended  uint64 // 0: under way. Then nobody waits for it any more: acknowledged, failed, or its process died
 	p      *proc
 	who    string
+	gone   bool // it was under way at a side that lost a forced failover: never to be acknowledged
 }
 
 // covers reports whether the write changes that sector.
@@ -61,8 +62,9 @@ func (x *write) String() string {
 
 // sector is what one sector of a pair may hold, as seen by whoever is served.
 type sector struct {
-	may  []*write // one of these is its content
-	past []aged   // was in may, and could come back with a loss of what was not flushed
+	may  []*write        // one of these is its content
+	past []aged          // was in may, and could come back with a loss of what was not flushed
+	gone map[uint64]bool // given up by a forced failover: never to be seen again
 }
 
 type aged struct {
@@ -85,6 +87,7 @@ type history struct {
 	reads   int
 	flushes int
 	unknown int
+	lost    int // acknowledged, and given up by forced failovers
 }
 
 func newHistory(pairs int) *history {
@@ -134,7 +137,7 @@ func (h *history) issue(pair, first, n int, zero bool, p *proc, who string) (*wr
 func (h *history) ack(x *write) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if x.ended != 0 {
+	if x.ended != 0 || x.gone {
 		return
 	}
 	x.acked = h.tick()
@@ -152,6 +155,67 @@ func (h *history) giveUp(x *write) {
 	if x.ended == 0 {
 		x.ended = h.tick()
 		h.unknown++
+	}
+}
+
+// isGone reports whether the write was under way at a side that lost a forced failover.
+func (h *history) isGone(x *write) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return x.gone
+}
+
+// begin is the time now, for cut.
+func (h *history) begin() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tick()
+}
+
+// goBack takes the image that a forced failover chose for the truth. What it does not have is gone, and must
+// not be seen again; stays says which requests under way may still take effect.
+func (h *history) goBack(im image, stays func(*write) bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.tick()
+	for pair := range im {
+		for s, v := range im[pair] {
+			c := h.sector(pair, s)
+			truth := h.zeroth
+			for _, x := range h.bySec[pair][s] {
+				if x.id == v && v != 0 || v == 0 && x.zero && x.acked != 0 {
+					truth = x
+				}
+			}
+			if truth.acked == 0 {
+				truth.acked = h.now
+				truth.ended = h.now
+			}
+			c.may, c.past = []*write{truth}, nil
+			var kept []*write
+			for _, x := range h.bySec[pair][s] {
+				switch {
+				case x == truth:
+					kept = append(kept, x)
+				case x.ended == 0 && stays(x):
+					c.may = append(c.may, x)
+					kept = append(kept, x)
+				case x.acked < truth.issued && x.acked != 0:
+					// overwritten in the image
+				case x.zero && v == 0:
+				default:
+					if x.acked != 0 {
+						h.lost++
+					}
+					x.gone = x.ended == 0
+					if c.gone == nil {
+						c.gone = map[uint64]bool{}
+					}
+					c.gone[x.id] = true
+				}
+			}
+			h.bySec[pair][s] = kept
+		}
 	}
 }
 

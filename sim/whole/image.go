@@ -18,56 +18,66 @@ func rawFile(fs *vfs.Mem, id lockstep.VolumeID) (vfs.File, error) {
 	return fs.OpenFile("sim", pool+"/"+string(id)+".raw", 0)
 }
 
-// look reads the sectors that guests use from the raw files of a side.
-func (w *World) look(side int) (image, error) {
-	var im image
+// look reads the sectors that guests use from the raw files of a side, of the pairs that are wanted.
+func (w *World) look(side int, wanted func(pair int) bool) (image, error) {
+	im := make(image, len(w.vols))
 	for i, ids := range w.vols {
+		if !wanted(i) {
+			continue
+		}
 		sectors := map[int]uint64{}
-		im = append(im, sectors)
+		im[i] = sectors
 		fs := w.home(ids[side]).files()
 		f, err := rawFile(fs, ids[side])
 		if err != nil {
 			return nil, err
 		}
-		b := make([]byte, spotSectors*sectorBytes)
-		for _, first := range spots {
-			n, err := f.ReadAt(b, int64(first)*sectorBytes)
-			if err != nil && !errors.Is(err, io.EOF) {
-				return nil, errors.Join(err, f.Close())
-			}
-			clear(b[n:])
-			for s := range spotSectors {
-				v, err := w.hist.decode(b[s*sectorBytes:(s+1)*sectorBytes], i, first+s)
-				if err != nil {
-					return nil, errors.Join(fmt.Errorf("side %d: %w", side, err), f.Close())
-				}
-				sectors[first+s] = v
-			}
-		}
-		if err := f.Close(); err != nil {
-			return nil, err
+		err = w.hist.scan(i, f.ReadAt, sectors)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("side %d: %w", side, err)
 		}
 	}
 	return im, nil
 }
 
+// scan reads the sectors that guests use; what is beyond the end is zeroes.
+func (h *history) scan(pair int, readAt func(b []byte, off int64) (int, error), sectors map[int]uint64) error {
+	b := make([]byte, spotSectors*sectorBytes)
+	for _, first := range spots {
+		n, err := readAt(b, int64(first)*sectorBytes)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		clear(b[n:])
+		for s := range spotSectors {
+			v, err := h.decode(b[s*sectorBytes:(s+1)*sectorBytes], pair, first+s)
+			if err != nil {
+				return err
+			}
+			sectors[first+s] = v
+		}
+	}
+	return nil
+}
+
 // cut judges an image across all volumes and nodes of a side: with a write it has every write that was
-// acknowledged before that one was issued. all: it has every write that was acknowledged at all.
-// What a loss of power excused is left out.
-func (h *history) cut(im image, all bool) error {
+// acknowledged before that one was issued. since: it has every write that was acknowledged before that
+// time. What a loss of power excused is left out.
+func (h *history) cut(im image, since uint64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	until := uint64(0) // what was acknowledged before is in
+	until := since // what was acknowledged before is in
 	var witness *write
 	for pair := range im {
-		for _, v := range im[pair] {
-			if x := h.writes[v]; v != 0 && x.issued > until {
+		for s, v := range im[pair] {
+			x := h.writes[v]
+			if v != 0 && h.sector(pair, s).gone[v] {
+				return fmt.Errorf("sector %d of pair %d holds %s, which a forced failover gave up", s, pair, x)
+			}
+			if v != 0 && x.issued > until {
 				until, witness = x.issued, x
 			}
 		}
-	}
-	if all {
-		until, witness = h.now+1, nil
 	}
 	for pair := range im {
 		for s, v := range im[pair] {
@@ -107,6 +117,9 @@ func (h *history) zeroedSince(pair, s int, x *write) bool {
 // equal compares the raw files of both sides byte by byte.
 func (w *World) equal() error {
 	for i, ids := range w.vols {
+		if !w.member(i) {
+			continue
+		}
 		a, err := rawFile(w.home(ids[0]).files(), ids[0])
 		if err != nil {
 			return err

@@ -20,6 +20,7 @@ type network struct {
 	// takes up to spike.
 	latency, spike time.Duration
 	spikeOneIn     int
+	carriers       sync.WaitGroup
 
 	mu        sync.Mutex // guards what follows
 	listeners map[string]*listener
@@ -107,6 +108,7 @@ func (n *network) close() {
 	for _, s := range n.list() {
 		s.end(net.ErrClosed)
 	}
+	n.carriers.Wait()
 }
 
 // open says whether a way carries now, and what to wait for if not.
@@ -434,8 +436,8 @@ func (n *network) dial(ctx context.Context, p *proc, to string) (net.Conn, error
 	default:
 		return nil, syscall.ECONNREFUSED
 	}
-	go out.carry()
-	go in.carry()
+	n.carriers.Go(out.carry)
+	n.carriers.Go(in.carry)
 	p.own(mine)
 	l.p.own(theirs)
 	return mine, nil

@@ -26,8 +26,13 @@ type Result struct {
 func Run(seed uint64, dir string, story io.Writer, logs bool) Result {
 	d := newDice(seed, 9)
 	nodes := 1 + d.below(2)
-	w := newWorld(seed, dir, nodes, story)
-	w.logs = logs
+	w := newWorld(seed, dir, nodes, story, logs)
+	for _, f := range faults {
+		w.stats["fault: "+f.name] = 0
+	}
+	for _, call := range calls {
+		w.stats["operator: "+call] = 0
+	}
 	err := w.play(d)
 	if err != nil {
 		w.fail("%v", err)
@@ -78,6 +83,7 @@ func (w *World) play(d *dice) error {
 		for !w.over.Load() {
 			time.Sleep(200 * time.Millisecond)
 			w.checkImages()
+			w.checkVerified()
 		}
 	})
 	for time.Now().Before(until) && w.failed() == nil {
@@ -128,6 +134,7 @@ func (w *World) settle() error {
 	if !w.quiet() && !damaged {
 		return fmt.Errorf("healed and in sync, and the guests' requests do not end")
 	}
+	w.checkDiverged()
 	return w.failed()
 }
 
@@ -153,7 +160,12 @@ func (w *World) quiet() bool {
 		side = 1
 	}
 	flushed := make(chan bool, len(w.vols))
+	asked := 0
 	for i, ids := range w.vols {
+		if !w.member(i) {
+			continue
+		}
+		asked++
 		p := w.home(ids[side]).running()
 		if p == nil {
 			return false
@@ -162,7 +174,7 @@ func (w *World) quiet() bool {
 	}
 	all := true
 	timeout := time.After(20 * time.Second)
-	for range w.vols {
+	for range asked {
 		select {
 		case ok := <-flushed:
 			all = all && ok

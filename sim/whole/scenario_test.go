@@ -14,7 +14,7 @@ import (
 func tell(t *testing.T, nodes int, story func(w *World)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(1, dir, nodes, t.Output())
+		w := newWorld(1, dir, nodes, t.Output(), false)
 		defer w.close()
 		if err := w.build(2); err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package whole
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,22 @@ type storeLink struct {
 	writes  int        // transactions asked for
 	crashAt int        // the transaction at which onCrash is called; 0: none
 	onCrash func()
+	readAt  time.Time // when the last read that was answered was begun
+}
+
+// lastRead is when the last read that was answered was begun.
+func (l *storeLink) lastRead() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.readAt
+}
+
+func (l *storeLink) noteRead(began time.Time, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil || errors.Is(err, lockstep.ErrNotFound) {
+		l.readAt = began
+	}
 }
 
 func newStoreLink(w *World, who string, g *gate) *storeLink {
@@ -126,6 +143,7 @@ func (l *storeLink) call(ctx context.Context, what string, changes bool, f func(
 
 // Get implements store.Store.
 func (l *storeLink) Get(ctx context.Context, key string) (kv store.KV, err error) {
+	defer func(began time.Time) { l.noteRead(began, err) }(time.Now())
 	err = l.call(ctx, "get "+key, false, func() (err error) {
 		kv, err = l.c.Get(ctx, key)
 		return err
@@ -135,6 +153,7 @@ func (l *storeLink) Get(ctx context.Context, key string) (kv store.KV, err error
 
 // List implements store.Store.
 func (l *storeLink) List(ctx context.Context, prefix string) (kvs []store.KV, rev int64, err error) {
+	defer func(began time.Time) { l.noteRead(began, err) }(time.Now())
 	err = l.call(ctx, "list "+prefix, false, func() (err error) {
 		kvs, rev, err = l.c.List(ctx, prefix)
 		return err

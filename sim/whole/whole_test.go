@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"testing"
+	"testing/cryptotest"
 	"testing/synctest"
 )
 
@@ -20,6 +21,7 @@ var (
 // TestSeed plays one seed; simrun calls it, once in each instance.
 func TestSeed(t *testing.T) {
 	dir := t.TempDir()
+	cryptotest.SetGlobalRandom(t, *seedFlag)
 	synctest.Test(t, func(t *testing.T) {
 		var story io.Writer
 		if *storyFlag {

@@ -58,6 +58,8 @@ type World struct {
 	sides   map[lockstep.Epoch]lockstep.AZ // who acknowledged at an epoch
 	cut     bool                           // the image of the side that is not primary must be a cut
 	ruined  map[*host]string               // disks that failed for good, or lie
+	epochs  map[lockstep.Epoch]*epoch      // all that the record has had
+	forced  forced
 	stats   map[string]int
 }
 
@@ -143,11 +145,11 @@ func (w *World) now() protocol.Record {
 }
 
 // newWorld makes hosts and controllers and starts them; nodes for each zone.
-func newWorld(seed uint64, dir string, nodes int, story io.Writer) *World {
+func newWorld(seed uint64, dir string, nodes int, story io.Writer, logs bool) *World {
 	w := &World{
 		seed: seed, dir: dir, began: time.Now(), dice: newDice(seed, 1), storeDice: newDice(seed, 2), operatorDice: newDice(seed, 3),
 		net: newNetwork(newDice(seed, 4)), mem: memstore.NewMem(), storeOut: map[string]bool{}, homes: map[lockstep.VolumeID]*host{},
-		story: story, sides: map[lockstep.Epoch]lockstep.AZ{}, ruined: map[*host]string{}, stats: map[string]int{},
+		story: story, logs: logs, sides: map[lockstep.Epoch]lockstep.AZ{}, ruined: map[*host]string{}, stats: map[string]int{}, epochs: map[lockstep.Epoch]*epoch{},
 	}
 	for _, az := range []lockstep.AZ{"az1", "az2"} {
 		for i := range nodes {
@@ -307,6 +309,7 @@ func (w *World) changed(r protocol.Record) {
 	w.mu.Lock()
 	last := w.record
 	w.record = r
+	w.noteEpoch(last, r)
 	switch {
 	case r.State == protocol.StateCopying, r.FailedOver && !r.InSync:
 		// Half of the new and half of the old; or the image of an old primary, which may hold writes that
@@ -319,6 +322,13 @@ func (w *World) changed(r protocol.Record) {
 	w.say("group", "epoch %d: %s", r.Epoch, r.Describe())
 	if r.Epoch < last.Epoch {
 		w.fail("the record went back from epoch %d to %d", last.Epoch, r.Epoch)
+	}
+	if r.Epoch == last.Epoch && (r.State != last.State || r.InSync != last.InSync || r.Primary != last.Primary || r.FailedOver != last.FailedOver) {
+		w.fail("the record of epoch %d was %s and is %s, without a new epoch", r.Epoch, last.Describe(), r.Describe())
+	}
+	w.checkSizes(r)
+	if last.State == protocol.StateFailovering && last.Forced != nil && r.FailedOver {
+		w.forcedOver(last, r)
 	}
 	w.checkImages()
 }
@@ -348,17 +358,18 @@ func (w *World) checkImages() {
 	if !cut || r.State == protocol.StateCopying {
 		return
 	}
-	side := 1
-	if r.Primary == "az2" {
-		side = 0
-	}
-	az := lockstep.AZ(fmt.Sprintf("az%d", side+1))
+	az := r.Secondary
+	side := sideOf(az)
 	if !w.intact(r, az) {
 		return
 	}
-	im, err := w.look(side)
+	im, err := w.look(side, func(i int) bool { return w.inSyncOnce(r, i) })
 	if err == nil {
-		err = w.hist.cut(im, r.InSync)
+		since := uint64(0)
+		if r.InSync {
+			since = w.hist.begin()
+		}
+		err = w.hist.cut(im, since)
 	}
 	w.count("images checked")
 	if err != nil {
@@ -376,6 +387,10 @@ func (w *World) powerLost(h *host) {
 				continue
 			}
 			other := w.home(ids[1-side])
+			if !w.member(i) { // one disk
+				w.hist.excuse(i)
+				continue
+			}
 			alone := !r.InSync && (r.Primary == h.az || r.Primary == "")
 			both := r.InSync && r.BootIDs[other.id] != other.bootID()
 			if alone || both || w.ruined[other] != "" {
