@@ -230,12 +230,13 @@ func (g *Group) tick() protocol.Tick {
 
 // step feeds one event and carries out what comes of it, in order.
 func (g *Group) step(ev protocol.Event) {
+	var joined []*Volume
 	if v, ok := ev.(protocol.RecordRead); ok {
-		g.bindVolumes(v.Record)
+		joined = g.bindVolumes(v.Record)
 	} else if v, ok := ev.(protocol.AnnounceIn); ok {
-		g.bindVolumes(v.Record)
+		joined = g.bindVolumes(v.Record)
 	} else if _, ok := ev.(protocol.VolumeOpened); ok {
-		g.bindVolumes(g.core.Record())
+		joined = g.bindVolumes(g.core.Record())
 	}
 	acts := g.core.Step(ev)
 	if e := uint64(g.core.Record().Epoch); g.epoch.Swap(e) != e || g.epochCtx == nil {
@@ -246,6 +247,11 @@ func (g *Group) step(ev protocol.Event) {
 		g.do(a)
 	}
 	role, mode, why := g.core.Status()
+	if mode == protocol.ModeRefused { // said once, to those that were there
+		for _, v := range joined {
+			v.setMode(mode, g.core.Record().Epoch, nil, nil, why)
+		}
+	}
 	view := View{Record: g.core.Record(), Saved: g.core.Saved(), Role: role, Mode: mode, Why: why, Adopted: g.core.Adopted()}
 	g.mu.Lock()
 	changed := view.Record.Epoch != g.view.Record.Epoch || view.Mode != g.view.Mode || view.Role != g.view.Role || view.Adopted != g.view.Adopted
@@ -303,13 +309,13 @@ func (g *Group) mayMake(id lockstep.VolumeID) bool {
 }
 
 // bindVolumes ties the volumes of a newer record to this group, with their announced sizes, and
-// lets those go that left it.
-func (g *Group) bindVolumes(r protocol.Record) {
+// lets those go that left it. It gives those that joined, which are held.
+func (g *Group) bindVolumes(r protocol.Record) (joined []*Volume) {
 	if r.Epoch < g.core.Record().Epoch || r.Epoch < g.core.Saved().Record.Epoch {
-		return
+		return nil
 	}
 	ours := g.members(r)
-	var joined, left []*Volume
+	var left []*Volume
 	var missing []lockstep.VolumeID
 	g.mu.Lock()
 	for id, m := range ours {
@@ -355,6 +361,7 @@ func (g *Group) bindVolumes(r protocol.Record) {
 	for _, v := range left {
 		g.host.detach(v, g)
 	}
+	return joined
 }
 
 // wantDialers keeps links to all secondaries while this node is primary.
