@@ -107,10 +107,7 @@ sim-whole: ## the simulation of real nodes and controllers: WHOLE_SEEDS=n runs, 
 ifneq ($(SEED),)
 	$(CACHE)/bin/simrun -seed $(SEED)
 else
-	@# Each uses one core.
-	$(CACHE)/bin/simrun -run Scenario & scenarios=$$!; failed=0; \
-	$(CACHE)/bin/simrun -seeds $(WHOLE_SEEDS) -for $(WHOLE_TIME) || failed=1; \
-	wait $$scenarios && exit $$failed
+	$(CACHE)/bin/simrun -run Scenario -seeds $(WHOLE_SEEDS) -for $(WHOLE_TIME)
 endif
 
 .PHONY: sim-whole-mutants

@@ -52,7 +52,11 @@ func (w *World) operators(until time.Time) {
 	w.tasks.Go(func() {
 		d := w.operatorDice
 		for time.Now().Before(until) && !w.calm.Load() {
-			w.lasts(d, true, 500*time.Millisecond, 8*time.Second)
+			most := 6 * time.Second
+			if s := w.now().State; s == protocol.StateTripping || s == protocol.StateFailovering {
+				most = time.Second // somebody waits
+			}
+			w.lasts(d, true, 300*time.Millisecond, most)
 			if w.calm.Load() {
 				return
 			}
@@ -66,6 +70,7 @@ func (w *World) operators(until time.Time) {
 func (w *World) operate(d *dice, v control.GroupView) {
 	r := w.now()
 	rests := r.State == protocol.StateNormal && !r.InSync
+	_, whole := w.memberIn(r, len(w.pairs)-1)
 	switch {
 	case d.chance(0.15):
 		_ = w.act(pick(d, []control.Action{control.ActionFailover, control.ActionSync, control.ActionReverse, control.ActionStop, control.ActionReprotect}))
@@ -73,13 +78,13 @@ func (w *World) operate(d *dice, v control.GroupView) {
 		w.setStrict(!r.Strict)
 	case d.chance(0.08):
 		w.extend(d, r)
-	case r.State == protocol.StateFailovering && d.chance(0.1):
+	case r.State == protocol.StateFailovering && d.chance(0.2):
 		_ = w.state(control.StateBackOut, "")
 	case r.State == protocol.StateFailovering:
 		w.sayOff(r)
 	case (rests || r.State == protocol.StateCopying) && !r.FailedOver && d.chance(0.35):
 		w.forceFailover()
-	case rests && d.chance(0.25):
+	case rests && (d.chance(0.25) || !whole && d.chance(0.5)):
 		w.changeMembers(r)
 	case v.Status == "failovered" && d.chance(0.15):
 		w.deleteImage(d)
@@ -93,7 +98,7 @@ func (w *World) operate(d *dice, v control.GroupView) {
 		w.verify()
 	case v.ReplicationStatus == "active":
 		_ = w.act(pick(d, []control.Action{control.ActionFailover, control.ActionReverse, control.ActionReverse, control.ActionStop}))
-	case r.State == protocol.StateTripping && d.chance(0.3):
+	case r.State == protocol.StateTripping && d.chance(0.5):
 		_ = w.state(control.StateContinue, "")
 	}
 }

@@ -6,6 +6,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/control"
+	"github.com/lockstep-dr/lockstep/protocol"
 )
 
 // Result is what became of a run.
@@ -124,7 +128,7 @@ func (w *World) settle() error {
 		return fmt.Errorf("healed for %s, and the group is %s (%s), its record %s", within, w.status(), v.Reason, w.now().Describe())
 	}
 	if !ok {
-		return nil
+		return w.settleDamaged()
 	}
 	before := w.hist.acks
 	time.Sleep(5 * time.Second)
@@ -136,6 +140,53 @@ func (w *World) settle() error {
 	}
 	w.checkDiverged()
 	return w.failed()
+}
+
+// settleDamaged checks what must hold although a disk failed for good, or lies (DESIGN section 8): a group whose
+// primary's disks are well serves, whatever became of the other side; one whose primary's disk failed in
+// sync fails over and loses nothing. Every sector that can be read reads as the history says.
+func (w *World) settleDamaged() error {
+	r := w.now()
+	if r.State != protocol.StateNormal && r.State != protocol.StateTripping {
+		return fmt.Errorf("a disk failed, and the group did not come to rest: %s", r.Describe())
+	}
+	if !w.soundAt(r, r.Primary) {
+		if !r.InSync || !w.intact(r, r.Secondary) {
+			w.count("checked: nothing could serve, a disk failed")
+			return nil // the only good copy is on the disk that failed
+		}
+		if !w.eventually(time.Minute, func() bool { return w.act(control.ActionFailover) == nil }) {
+			return fmt.Errorf("the primary's disk failed in sync, and no failover is accepted: %s", w.status())
+		}
+		if !w.eventually(time.Minute, func() bool { return w.now().FailedOver }) {
+			return fmt.Errorf("the primary's disk failed in sync, and the failover does not end: %s", w.status())
+		}
+		r = w.now()
+	}
+	w.hush.Store(true) // a guest may wait for a volume whose disk failed: others ask now
+	for i, ids := range w.vols {
+		if m, ok := w.memberIn(r, i); !ok || m.NoImage {
+			continue
+		}
+		if !w.eventually(time.Minute, func() bool {
+			p := w.home(ids[sideOf(r.Primary)]).running()
+			return p != nil && w.flushAndRead(p, i, sideOf(r.Primary))
+		}) {
+			return fmt.Errorf("a disk of the other side failed, and pair %d of the group does not serve at %s: %s, %s", i, r.Primary, w.status(), w.now().Describe())
+		}
+	}
+	w.count("checked: the side without the failed disk serves")
+	return w.failed()
+}
+
+// soundAt: no disk of the group in that zone failed.
+func (w *World) soundAt(r protocol.Record, az lockstep.AZ) bool {
+	for _, m := range r.Members {
+		if w.wrecked()[w.host(m.In(az).Node)] != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // restStatuses are those in which nothing is under way; see docs/concepts/group.md.

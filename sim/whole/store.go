@@ -41,7 +41,7 @@ func (l *storeLink) lastRead() time.Time {
 func (l *storeLink) noteRead(began time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err == nil || errors.Is(err, lockstep.ErrNotFound) {
+	if (err == nil || errors.Is(err, lockstep.ErrNotFound)) && began.After(l.readAt) {
 		l.readAt = began
 	}
 }

@@ -91,7 +91,11 @@ func (w *World) small(format string, args ...any) {
 	at := time.Since(w.began)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.note(fmt.Sprintf("%d ", at) + fmt.Sprintf(format, args...))
+	line := fmt.Sprintf("%d ", at) + fmt.Sprintf(format, args...)
+	w.note(line)
+	if w.logs && w.story != nil {
+		fmt.Fprintln(w.story, "  "+line)
+	}
 }
 
 func (w *World) count(what string) {

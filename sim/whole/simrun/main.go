@@ -52,14 +52,17 @@ func main() {
 		switch {
 		case *seed != 0:
 			err = r.seeds(slices.Repeat([]uint64{*seed}, *times), *jobs, 0)
-		case *run != "":
-			err = r.tests(*run)
 		default:
+			if *run != "" {
+				err = r.tests(*run)
+			}
 			var list []uint64
 			for i := range *seeds {
 				list = append(list, *from+uint64(i))
 			}
-			err = r.seeds(list, *jobs, *most)
+			if len(list) > 0 {
+				err = errors.Join(err, r.seeds(list, *jobs, *most))
+			}
 		}
 	}
 	r.clean()
@@ -209,6 +212,9 @@ func (r *runner) clean() {
 	}
 }
 
+// manySeeds have every kind of fault and of call among them.
+const manySeeds = 200
+
 // mostTime is many times what a seed takes on a loaded machine.
 const mostTime = 3 * time.Minute
 
@@ -291,6 +297,19 @@ func (r *runner) seeds(list []uint64, jobs int, most time.Duration) error {
 		fmt.Fprintf(r.out, "  %7d %s\n", r.stats[what], what)
 	}
 	fmt.Fprintf(r.out, "%d runs of the whole simulation in %.0f s (%.2f/s), failed: %d %v\n", r.ran, took.Seconds(), float64(r.ran)/took.Seconds(), len(r.failed), r.failed)
+	var never []string
+	for what, n := range r.stats {
+		if n == 0 {
+			never = append(never, what)
+		}
+	}
+	slices.Sort(never)
+	if len(never) > 0 {
+		fmt.Fprintf(r.out, "never: %s\n", strings.Join(never, ", "))
+	}
+	if len(never) > 0 && len(r.failed) == 0 && len(list) > 1 && list[0] != list[1] && r.ran >= manySeeds {
+		return fmt.Errorf("%d kinds of faults or calls never occurred in %d runs", len(never), r.ran)
+	}
 	if len(r.failed) > 0 {
 		return fmt.Errorf("repeat one with: make sim SEED=%d", r.failed[0])
 	}
