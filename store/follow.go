@@ -48,8 +48,8 @@ type Change[T any] struct {
 	CreateRev int64
 	Value     T
 	Err       error // for ChangeBad
-	// Rewound: the list that told this is of a lower revision than something told before, or has a key at
-	// a lower one: the store was restored from an older copy.
+	// Rewound: the revision of the store was lower than that of something told before, or a key was at a
+	// lower one: it was restored from an older copy.
 	Rewound bool
 }
 
@@ -72,10 +72,11 @@ func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch 
 	known := map[string]int64{} // key to the ModRev that was told
 	failed := 0
 	var newest atomic.Int64 // revision seen
+	wentBack := false       // and it has not been listed since
 	for {
 		kvs, rev, err := s.List(ctx, prefix)
 		if err == nil {
-			rewound := rev < newest.Load() || wentBack(known, kvs)
+			rewound := wentBack || rev < newest.Load() || wentDown(known, kvs)
 			if rewound { // its revisions are of another history: an equal one may be of another value
 				for key := range known {
 					known[key] = 0
@@ -87,7 +88,8 @@ func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch 
 			}
 			newest.Store(rev)
 			tell(batch)
-			if followWatch(ctx, s, prefix, &newest, known, tell) {
+			var told bool
+			if told, wentBack = followWatch(ctx, s, prefix, &newest, known, tell); told {
 				failed = 0
 			}
 		}
@@ -103,9 +105,9 @@ func Follow[T any](ctx context.Context, s Store, prefix string, tell func(batch 
 	}
 }
 
-// wentBack reports whether a key is at a lower revision than one that was told. A store that was restored
+// wentDown reports whether a key is at a lower revision than one that was told. A store that was restored
 // with its revision raised, so that no client misses a change, shows it by that alone.
-func wentBack(known map[string]int64, kvs []KV) bool {
+func wentDown(known map[string]int64, kvs []KV) bool {
 	return slices.ContainsFunc(kvs, func(kv KV) bool { return kv.ModRev < known[kv.Key] })
 }
 
@@ -131,16 +133,28 @@ func Rewinds(ctx context.Context, s Store, newest func() int64, stop func()) {
 	}
 }
 
-// followWatch tells the changes after the newest revision until the watch ends, and whether there
-// were any.
-func followWatch[T any](ctx context.Context, s Store, prefix string, newest *atomic.Int64, known map[string]int64, tell func([]Change[T])) (told bool) {
+// followWatch tells the changes after the newest revision until the watch ends, whether there were any,
+// and whether it ended because the store went back.
+func followWatch[T any](ctx context.Context, s Store, prefix string, newest *atomic.Int64, known map[string]int64, tell func([]Change[T])) (told, wentBack bool) {
 	// The watch must not outlive this call, whatever ended it.
 	ctx, cancel := context.WithCancel(ctx)
 	var looks sync.WaitGroup
-	defer looks.Wait()
-	defer cancel()
-	looks.Go(func() { Rewinds(ctx, s, newest.Load, cancel) })
+	var back atomic.Bool
+	defer func() {
+		cancel()
+		looks.Wait()
+		wentBack = back.Load()
+	}()
+	looks.Go(func() {
+		Rewinds(ctx, s, newest.Load, func() {
+			back.Store(true)
+			cancel()
+		})
+	})
 	for events := range s.Watch(ctx, prefix, newest.Load()) {
+		if ctx.Err() != nil {
+			break // before they count as told
+		}
 		batch := make([]Change[T], 0, len(events))
 		for _, ev := range events {
 			newest.Store(max(newest.Load(), ev.ModRev))
@@ -152,13 +166,10 @@ func followWatch[T any](ctx context.Context, s Store, prefix string, newest *ato
 			known[ev.Key] = ev.ModRev
 			batch = append(batch, decodeChange[T](ev.KV))
 		}
-		if ctx.Err() != nil {
-			return told
-		}
 		told = true
 		tell(batch)
 	}
-	return told
+	return told, false
 }
 
 // diffList gives what a list tells beyond what is known, ends it with the marker and updates known.
