@@ -44,8 +44,9 @@ type inConn struct {
 	from    lockstep.NodeID
 	session lockstep.Session
 	conn    net.Conn
-	done    chan struct{}  // closed when its handler has drained
-	epoch   lockstep.Epoch // announced on it; owned by the handler, read under gate
+	end     context.CancelFunc // ends what the handler waits for
+	done    chan struct{}      // closed when its handler has drained
+	epoch   lockstep.Epoch     // announced on it; owned by the handler, read under gate
 
 	mu  sync.Mutex // guards out and writes to conn
 	out []byte
@@ -141,6 +142,7 @@ func (b *inbox) adopt(c *inConn) error {
 		default:
 			b.mu.Unlock()
 			_ = old.conn.Close()
+			old.end() // the answer to an announcement may be long in coming, and is for nobody now
 			<-old.done
 		}
 	}
@@ -157,7 +159,9 @@ func (b *inbox) drop(c *inConn) {
 // serve handles one incoming session from its hello to its end.
 func (b *inbox) serve(ctx context.Context, conn net.Conn, hello wire.Hello) error {
 	h := b.g.host
-	c := &inConn{from: hello.From, session: hello.Session, conn: conn, done: make(chan struct{}), sem: make(chan struct{}, maxBeside)}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	c := &inConn{from: hello.From, session: hello.Session, conn: conn, end: end, done: make(chan struct{}), sem: make(chan struct{}, maxBeside)}
 	answer := wire.HelloReply{
 		Node: h.cfg.Node, BootID: h.cfg.BootID, Instance: h.cfg.Instance, Features: wire.Features, Session: hello.Session,
 	}

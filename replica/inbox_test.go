@@ -450,3 +450,36 @@ func TestHeartbeatsAreAnsweredDuringAFence(t *testing.T) {
 		t.Fatal("a lease was granted past a fence that is under way")
 	}
 }
+
+// Goal: a primary that connects anew is answered, although the announcement that it made on the connection
+// before is not: it may wait for a disk, or for the store. Each try would hold a descriptor as well.
+func TestANewSessionDoesNotWaitForAnAnnouncement(t *testing.T) {
+	p, s, r := alone(t)
+	if err := p.b.OnRecordGone("g"); err != nil { // b answers no announcement
+		t.Fatal(err)
+	}
+	first, hello := dial(t, p, s, r.Epoch)
+	if hello.Error != "" {
+		t.Fatal(hello.Error)
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(wire.Announce{Record: raw})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.send(wire.Header{Kind: wire.KindAnnounce, Epoch: r.Epoch}, body)
+	in := &p.b.group("g").in
+	p.until(t, "the announcement waits", func() bool {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		return len(in.waiting) > 0
+	})
+	s.Conn++
+	if _, hello := dial(t, p, s, r.Epoch); hello.Error != "" {
+		t.Fatal(hello.Error)
+	}
+	first.closed()
+}
