@@ -100,20 +100,31 @@ type PeerSign struct {
 	OldestUnackedMs int64 // when the oldest unacknowledged frame was sent; 0: none
 }
 
+// ShowsOlderStore reports that a record can only come from a store that was restored from an older copy.
+// Nothing may be done by it, and by none that follows, until the store is recovered.
+func (c *Core) ShowsOlderStore(e RecordRead) bool {
+	saved := c.saved.Record
+	switch {
+	case !e.FromStore:
+		return false
+	case e.AtStart && e.Record.Epoch < c.startIn, e.Rewound && e.Record.Epoch < saved.Epoch:
+		return true
+	case c.behind != 0 && e.Record.RecoveredAt <= saved.Epoch:
+		return true
+	}
+	// An older copy of this directory has persisted less than this node had: that proves nothing.
+	known := e.Record.Instances[c.cfg.Node]
+	return (known == "" || known == c.cfg.Instance) && e.Record.Contradicts(saved, c.cfg.Node)
+}
+
 func (e RecordRead) apply(c *Core) {
 	if e.FromStore {
 		c.lost = false
 		if e.Record.Epoch >= c.rec.Epoch {
 			c.fresh = true
 		}
-		if e.AtStart && e.Record.Epoch < c.startIn || e.Rewound && e.Record.Epoch < c.saved.Record.Epoch {
+		if c.ShowsOlderStore(e) {
 			c.fresh, c.behind = false, e.Record.Epoch // plan reports it
-			return
-		}
-		// An older copy of this directory has persisted less than this node had: that proves nothing.
-		known := e.Record.Instances[c.cfg.Node]
-		if (known == "" || known == c.cfg.Instance) && e.Record.Contradicts(c.saved.Record, c.cfg.Node) {
-			c.fresh, c.behind = false, e.Record.Epoch
 			return
 		}
 		// Epochs that the older copy went on to make mean something else than those known here.

@@ -232,7 +232,10 @@ func (g *Group) tick() protocol.Tick {
 func (g *Group) step(ev protocol.Event) {
 	var joined []*Volume
 	if v, ok := ev.(protocol.RecordRead); ok {
-		joined = g.bindVolumes(v.Record)
+		// The members of an older store are not those of now: one that joined since must not leave.
+		if !g.core.ShowsOlderStore(v) {
+			joined = g.bindVolumes(v.Record)
+		}
 	} else if v, ok := ev.(protocol.AnnounceIn); ok {
 		joined = g.bindVolumes(v.Record)
 	} else if _, ok := ev.(protocol.VolumeOpened); ok {
