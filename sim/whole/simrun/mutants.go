@@ -34,7 +34,7 @@ var mutants = []mutant{
 	}, 100, false},
 	{"a secondary takes frames of older epochs", []patch{
 		{"replica/accept.go", "\tcase h.Epoch < b.fenced:\n\t\treturn nil, lockstep.ErrStaleEpoch\n\tcase announced && h.Epoch != c.epoch:\n", "\tcase false:\n"},
-	}, 150, false},
+	}, 150, true},
 	{"a node serves before it has adopted the record", []patch{
 		{"replica/volume.go", "mode: protocol.ModeHeld, why: \"starting\"", "mode: protocol.ModePlain, why: \"starting\""},
 	}, 60, false},
