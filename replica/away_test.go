@@ -157,3 +157,23 @@ func TestStrictNoticesAStoreThatWentBack(t *testing.T) {
 		})
 	}
 }
+
+// Goal: a volume that had failed before it joined a group is known to the group as failed: a
+// synchronization that cannot end is given up with the reason.
+func TestAVolumeThatJoinsFailedIsKnownToTheGroup(t *testing.T) {
+	p := newPair(t)
+	v := p.a.Volume("va")
+	v.setMode(protocol.ModePlain, 0, nil, nil, "")
+	_ = v.broken(errors.New("the disk of before"))
+	m := protocol.Member{Pair: "pair", SizeBytes: testSize, Replicas: [2]protocol.Replica{{Volume: "va", Node: "a", AZ: "a"}, {Volume: "vb", Node: "b", AZ: "b"}}}
+	err := p.st.change(func(protocol.Record) (protocol.Record, error) {
+		return protocol.NewGroup("g", "p", "a", "b", []protocol.Member{m}).Sync()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "the synchronization is given up", func() bool {
+		r := p.st.get()
+		return r.State == protocol.StateNormal && strings.Contains(r.Reason, "the disk of before")
+	})
+}

@@ -357,7 +357,9 @@ func (g *Group) bindVolumes(r protocol.Record) (joined []*Volume) {
 	}
 	for _, v := range joined {
 		g.host.attach(v, g, ours[v.id].Pair)
-		if err := v.disk.Failed(); err != nil { // in an earlier run
+		if err := v.failedNow(); err != nil { // before it joined: the group was not told
+			g.volumeFailed(v, err)
+		} else if err := v.disk.Failed(); err != nil { // in an earlier run
 			_ = v.broken(err)
 		}
 	}

@@ -265,6 +265,9 @@ func (h *history) endRead(r *reading, data []byte) error {
 		for _, y := range append(slices.Clone(r.may[i]), c.may...) {
 			ok = ok || y.shows() == v
 		}
+		for _, y := range h.bySec[r.pair][r.first+i] { // written, and written over, while the read was under way
+			ok = ok || y.shows() == v && y.issued > r.began
+		}
 		if !ok {
 			return fmt.Errorf("a read of sector %d of pair %d, begun at #%d, gave %s; allowed was %v", r.first+i, r.pair, r.began, h.named(v), c.may)
 		}

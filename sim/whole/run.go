@@ -147,7 +147,11 @@ func (w *World) settle() error {
 // sync fails over and loses nothing. Every sector that can be read reads as the history says.
 func (w *World) settleDamaged() error {
 	r := w.now()
-	if r.State != protocol.StateNormal && r.State != protocol.StateTripping {
+	// A synchronization that cannot end is given up, and tried again.
+	if !w.eventually(time.Minute, func() bool {
+		r = w.now()
+		return r.State == protocol.StateNormal || r.State == protocol.StateTripping
+	}) {
 		return fmt.Errorf("a disk failed, and the group did not come to rest: %s", r.Describe())
 	}
 	if !w.soundAt(r, r.Primary) {
@@ -162,6 +166,10 @@ func (w *World) settleDamaged() error {
 			return fmt.Errorf("the primary's disk failed in sync, and the failover does not end: %s", w.status())
 		}
 		r = w.now()
+	}
+	if r.InSync && !w.intact(r, r.Primary) {
+		w.count("checked: a primary that lost its power waits for a secondary whose disk failed")
+		return nil // what it had not flushed is there, or nowhere: an operator has to say that it is nowhere
 	}
 	w.hush.Store(true) // a guest may wait for a volume whose disk failed: others ask now
 	for i, ids := range w.vols {
