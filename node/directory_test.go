@@ -243,6 +243,12 @@ func TestNoRoomForTheRecoveryPoint(t *testing.T) {
 	c := newCluster(t, "a1", "b2")
 	c.app2()
 	c.active()
+	c.eventually("the primary has adopted that it is in sync", func() error { // else it still takes all for dirty
+		if v, ok := c.nodes["a1"].running().host.View(c.group); !ok || !v.Adopted || !v.Record.InSync {
+			return errors.New(v.Record.Describe())
+		}
+		return nil
+	})
 	c.act(control.ActionStop)
 	c.await("available", "active-stopped", "0")
 	mib := bytes.Repeat([]byte{1}, 1<<20)

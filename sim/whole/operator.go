@@ -61,7 +61,9 @@ func (w *World) operators(until time.Time) {
 				return
 			}
 			if v, err := w.view(); err == nil {
+				w.calling.Store(true)
 				w.operate(d, v)
+				w.calling.Store(false)
 			}
 		}
 	})

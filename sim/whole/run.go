@@ -116,6 +116,7 @@ func (w *World) settle() error {
 	}
 	damaged := len(w.wrecked()) > 0
 	within := 3 * time.Minute
+	w.eventually(time.Minute, func() bool { return !w.calling.Load() }) // an operator's last call may change what is healed
 	ok := w.converge(within)
 	v, err := w.view()
 	if err != nil {
@@ -147,10 +148,11 @@ func (w *World) settle() error {
 // sync fails over and loses nothing. Every sector that can be read reads as the history says.
 func (w *World) settleDamaged() error {
 	r := w.now()
-	// A synchronization that cannot end is given up, and tried again.
+	// A synchronization that cannot end is given up, and tried again; where a primary's process does not come
+	// back, it waits for that, while the others serve.
 	if !w.eventually(time.Minute, func() bool {
 		r = w.now()
-		return r.State == protocol.StateNormal || r.State == protocol.StateTripping
+		return r.State == protocol.StateNormal || r.State == protocol.StateTripping || !w.up(r, r.Primary)
 	}) {
 		return fmt.Errorf("a disk failed, and the group did not come to rest: %s", r.Describe())
 	}
@@ -185,6 +187,16 @@ func (w *World) settleDamaged() error {
 	}
 	w.count("checked: the side without the failed disk serves")
 	return w.failed()
+}
+
+// up: every process of the group in that zone runs.
+func (w *World) up(r protocol.Record, az lockstep.AZ) bool {
+	for _, m := range r.Members {
+		if w.host(m.In(az).Node).running() == nil {
+			return false
+		}
+	}
+	return true
 }
 
 // soundAt: no disk of the group in that zone failed.

@@ -44,9 +44,10 @@ type World struct {
 	homes map[lockstep.VolumeID]*host
 	hist  *history
 
-	hush   atomic.Bool  // guests make no new requests
-	active atomic.Int64 // requests under way
-	calm   atomic.Bool  // no more faults and no more operators
+	hush    atomic.Bool  // guests make no new requests
+	active  atomic.Int64 // requests under way
+	calm    atomic.Bool  // no more faults and no more operators
+	calling atomic.Bool  // an operator waits for an answer
 
 	mu      sync.Mutex // guards what follows
 	story   io.Writer

@@ -84,7 +84,7 @@ var mutants = []mutant{
 		"old-sessions", "F8: a hello closes and drains older sessions",
 		[]string{"late frames"},
 		[]edit{{
-			"replica/accept.go", "		default:\n			b.mu.Unlock()\n			_ = old.conn.Close()\n			<-old.done\n",
+			"replica/accept.go", "		default:\n			b.mu.Unlock()\n			_ = old.conn.Close()\n			old.end() // the answer to an announcement may be long in coming, and is for nobody now\n			<-old.done\n",
 			"		default:\n			b.conns[c.from], b.newest[c.from] = c, c.session\n			b.mu.Unlock()\n			return nil\n",
 		}},
 	},
