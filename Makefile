@@ -107,6 +107,7 @@ sim-whole: ## the simulation of real nodes and controllers: WHOLE_SEEDS=n runs, 
 ifneq ($(SEED),)
 	$(CACHE)/bin/simrun -seed $(SEED)
 else
+	$(GO) test ./sim/whole/simrun
 	$(CACHE)/bin/simrun -run Scenario -seeds $(WHOLE_SEEDS) -for $(WHOLE_TIME)
 endif
 

@@ -48,7 +48,7 @@ var mutants = []mutant{
 		{"replica/batch.go", "return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.SetPoint(s.Epoch, s.InSyncEpoch) })", "return nil"},
 	}, 300, false},
 	{"no roll-back before a forced failover", []patch{
-		{"replica/batch.go", "return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.RollBackSince(s.InSyncEpoch) })", "return nil"},
+		{"replica/batch.go", "err := v.disk.RollBackSince(s.InSyncEpoch)", "err := error(nil)"},
 	}, 300, false},
 	{"the divergence image is not kept", []patch{
 		{"replica/batch.go", "return g.eachOf(s.Pairs, func(v *Volume) error { return v.disk.KeepImage(s.Epoch) })", "return nil"},
