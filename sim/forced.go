@@ -20,6 +20,10 @@ func (p *process) rollBack(s protocol.RollBack, done func(error)) {
 			pv.v.point = nil
 		}
 	})
+	if s.InSyncEpoch == 0 && len(back) == 0 { // volumes that join bring no point from an earlier pair
+		p.after(0, func() { done(nil) })
+		return
+	}
 	var block func(i int)
 	block = func(i int) {
 		if i < len(back)*blocksPerVolume {
