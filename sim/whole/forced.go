@@ -150,7 +150,7 @@ func (w *World) checkServes(p *proc, x *write, before, after lockstep.Epoch) {
 	if w.hist.isGone(x) && !w.leaseOutlives(p) {
 		w.fail("%s acknowledged %s after it had lost a forced failover", p.h.id, x)
 	}
-	if before != after || after == 0 {
+	if before != after || after == 0 || !w.member(x.pair) {
 		return
 	}
 	w.mu.Lock()
@@ -161,7 +161,7 @@ func (w *World) checkServes(p *proc, x *write, before, after lockstep.Epoch) {
 	}
 	over := !e.replaced.IsZero() && time.Since(e.replaced) > leaseBound
 	free, leased := w.mayServe(p.h.az, after)
-	_, member := w.memberIn(e.r, x.pair) // outside of the group it is a plain disk
+	_, member := w.memberIn(e.r, x.pair) // outside of the group, before as after, it is a plain disk
 	w.mu.Unlock()
 	if !member {
 		return
