@@ -298,17 +298,22 @@ func (r *runner) seeds(list []uint64, jobs int, most time.Duration) error {
 	}
 	fmt.Fprintf(r.out, "%d runs of the whole simulation in %.0f s (%.2f/s), failed: %d %v\n", r.ran, took.Seconds(), float64(r.ran)/took.Seconds(), len(r.failed), r.failed)
 	var never []string
+	faults := 0 // among them
 	for what, n := range r.stats {
 		if n == 0 {
 			never = append(never, what)
+			if strings.HasPrefix(what, "fault: ") {
+				faults++
+			}
 		}
 	}
 	slices.Sort(never)
 	if len(never) > 0 {
 		fmt.Fprintf(r.out, "never: %s\n", strings.Join(never, ", "))
 	}
-	if len(never) > 0 && len(r.failed) == 0 && len(list) > 1 && list[0] != list[1] && r.ran >= manySeeds {
-		return fmt.Errorf("%d kinds of faults or calls never occurred in %d runs", len(never), r.ran)
+	// Some calls, as "continue", are accepted in states that are rare; a kind of fault that never occurs is broken.
+	if faults > 0 && len(r.failed) == 0 && len(list) > 1 && list[0] != list[1] && r.ran >= manySeeds {
+		return fmt.Errorf("%d kinds of faults never occurred in %d runs", faults, r.ran)
 	}
 	if len(r.failed) > 0 {
 		return fmt.Errorf("repeat one with: make sim SEED=%d", r.failed[0])
