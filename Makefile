@@ -14,7 +14,7 @@ GOLANGCI_VERSION := v2.15.0
 SIM_PACKAGES  := $(if $(wildcard sim/*_test.go),./sim/...)
 E2E_PACKAGES  := ./cmd/lockstep $(if $(shell find test -name '*_test.go' 2>/dev/null),./test/...)
 # Packages with tests that -short leaves out; ./cmd/lockstep, the demonstration, runs with the e2e tests.
-LONG_PACKAGES := ./nbd ./control ./disk ./node
+LONG_PACKAGES := ./nbd ./control ./disk ./node ./store ./store/etcdstore
 SEEDS         ?= 2000
 SEED          ?=
 # Seeds of the simulation of whole nodes, and the time after which no more of them is begun.

@@ -93,7 +93,7 @@ func (e Errno) Is(target error) bool {
 	case ENOTSUP:
 		sys = syscall.ENOTSUP
 	case ESHUTDOWN:
-		sys = sysShutdown
+		sys = syscall.ESHUTDOWN
 	default:
 		return false
 	}

@@ -28,6 +28,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/block"
+	"github.com/lockstep-dr/lockstep/internal/listen"
 )
 
 // Exports resolves export names. Implementations must be safe for concurrent use.
@@ -146,9 +147,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 
 	log := s.logger()
 	limits := s.Limits.withDefaults()
-	var pause time.Duration
 	for {
-		nc, err := ln.Accept()
+		nc, err := listen.Accept(ctx, ln, log)
 		if err != nil {
 			if s.isClosed() {
 				// Shutdown decides how long the connections have; it ends them all.
@@ -158,19 +158,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if !transient(err) {
-				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
-			}
-			// Out of descriptors or the like: the connections that exist must not suffer.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			log.Warn("accept", "error", err, "retry_in", pause)
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-			}
-			continue
+			return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 		}
-		pause = 0
 		c := s.addConn(ctx, nc, limits)
 		if c == nil {
 			_ = nc.Close() // nothing was promised to this client
@@ -181,15 +170,6 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			c.serve()
 		})
 	}
-}
-
-// transient reports whether an error of Accept may go away by itself.
-func transient(err error) bool {
-	var ne net.Error
-	if errors.As(err, &ne) && ne.Timeout() {
-		return true
-	}
-	return isTransientErrno(err)
 }
 
 // Shutdown stops accepting, lets requests in flight finish, answers later ones with ESHUTDOWN, and

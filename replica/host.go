@@ -26,6 +26,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/disk"
+	"github.com/lockstep-dr/lockstep/internal/listen"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
 )
@@ -306,30 +307,18 @@ func (h *Host) View(id lockstep.GroupID) (View, bool) {
 	return g.view, true
 }
 
-// Serve accepts replication links until ctx ends. An error of the listener ends it only if it was closed.
+// Serve accepts replication links until ctx ends, or the listener is closed.
 func (h *Host) Serve(ctx context.Context, ln net.Listener) error {
 	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
 	var conns sync.WaitGroup
 	defer conns.Wait()
-	var pause time.Duration
 	for {
-		conn, err := ln.Accept()
-		switch {
-		case err == nil:
-			pause = 0
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("accept replication link: %w", err)
-		default:
-			// Out of descriptors or the like: what this node serves must not suffer.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			h.log.Warn("accept replication link", "err", err, "retry_in", pause)
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
+		conn, err := listen.Accept(ctx, ln, h.log)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
 			}
-			continue
+			return fmt.Errorf("accept replication link: %w", err)
 		}
 		conns.Go(func() {
 			defer conn.Close()

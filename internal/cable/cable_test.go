@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// echo answers every byte with itself.
-func echo(t *testing.T) string {
+// serve is the address of a listener that ends with the test, each of whose connections is handled.
+func serve(t *testing.T, handle func(net.Conn)) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -21,10 +21,16 @@ func echo(t *testing.T) string {
 			if err != nil {
 				return
 			}
-			go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
+			go handle(c)
 		}
 	}()
 	return ln.Addr().String()
+}
+
+// echo answers every byte with itself.
+func echo(t *testing.T) string {
+	t.Helper()
+	return serve(t, func(c net.Conn) { _, _ = io.Copy(c, c); _ = c.Close() })
 }
 
 func dial(t *testing.T, c *Cable) net.Conn {
@@ -106,28 +112,14 @@ func TestAResetEndsConnectionsAndTakesNewOnes(t *testing.T) {
 // connections send, and after its sender is gone.
 func TestADelayHoldsOldConnectionsOnly(t *testing.T) {
 	got := make(chan byte, 8)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ln.Close() })
-	go func() { // ends with the listener
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
+	c, err := New(serve(t, func(conn net.Conn) {
+		for b := make([]byte, 1); ; {
+			if _, err := conn.Read(b); err != nil {
 				return
 			}
-			go func() {
-				for b := make([]byte, 1); ; {
-					if _, err := conn.Read(b); err != nil {
-						return
-					}
-					got <- b[0]
-				}
-			}()
+			got <- b[0]
 		}
-	}()
-	c, err := New(ln.Addr().String())
+	}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,20 +40,14 @@ func either(rnd *rand.Rand, yes string) (bool, string) {
 // from then on, when the controller commits the group in sync. They must not go on alone [F7]: the
 // other side may take over with nothing lost.
 func reportPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) {
-	tries, rate := millis(rnd, 500, 2000), 2<<20
+	tries := millis(rnd, 500, 2000)
 	reset, with := either(rnd, ", with a reset")
 	text := fmt.Sprintf("cut the primary off between its two-sided report and the commit%s; fail over after %.1f s", with, tries.Seconds())
 	return text, func(ctx context.Context) error {
-		copying, err := a.outOfSync(ctx, rate)
-		if err != nil {
+		copying, err := a.reported(ctx)
+		if copying.Epoch == 0 {
 			return err
 		}
-		a.fault("pause the controller in a synchronization", zones...)
-		if err := a.rig.pause(dev.Controller); err != nil {
-			return err
-		}
-		a.limit(a.secondary, 0)
-		err = a.allReported(ctx, 15*time.Second, copying.Epoch)
 		if err == nil {
 			a.fault("isolate the primary after its two-sided report", a.primary)
 			a.cutStore(a.primary, true)
@@ -77,6 +71,21 @@ func reportPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) {
 	}
 }
 
+// reported brings the group into the moment in which every primary node has reported two-sided in a
+// synchronization, and the controller is paused and cannot commit it. With a copying record the controller
+// is paused, whatever the error says.
+func (a *aim) reported(ctx context.Context) (copying protocol.Record, err error) {
+	if copying, err = a.outOfSync(ctx, 2<<20); err != nil {
+		return protocol.Record{}, err
+	}
+	a.fault("pause the controller in a synchronization", zones...)
+	if err := a.rig.pause(dev.Controller); err != nil {
+		return protocol.Record{}, err
+	}
+	a.limit(a.secondary, 0)
+	return copying, a.allReported(ctx, 15*time.Second, copying.Epoch)
+}
+
 // restartPlan: all primary nodes have reported two-sided and the controller is stopped; then their
 // processes are killed and start again without a link to the secondary. Before they serve alone, they
 // must have aborted the synchronization [F19]: the report binds, and the controller would still count it.
@@ -84,16 +93,10 @@ func restartPlan(a *aim, rnd *rand.Rand) (string, func(context.Context) error) {
 	alone := millis(rnd, 500, 2000)
 	text := fmt.Sprintf("restart the primary without its link between its two-sided report and the commit; leave it alone for %.1f s, and fail over", alone.Seconds())
 	return text, func(ctx context.Context) error {
-		copying, err := a.outOfSync(ctx, 2<<20)
-		if err != nil {
+		copying, err := a.reported(ctx)
+		if copying.Epoch == 0 {
 			return err
 		}
-		a.fault("pause the controller in a synchronization", zones...)
-		if err := a.rig.pause(dev.Controller); err != nil {
-			return err
-		}
-		a.limit(a.secondary, 0)
-		err = a.allReported(ctx, 15*time.Second, copying.Epoch)
 		if err == nil {
 			a.fault("restart the primary after its two-sided report", a.primary)
 			err = a.rig.kill(false, a.at(a.primary)...)

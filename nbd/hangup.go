@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"errors"
 	"net"
 	"syscall"
 
@@ -26,9 +25,4 @@ func hungUp(nc net.Conn) bool {
 		}
 	})
 	return gone || err != nil
-}
-
-func isTransientErrno(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) ||
-		errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.EINTR)
 }

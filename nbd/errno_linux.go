@@ -1,5 +1,0 @@
-package nbd
-
-import "syscall"
-
-const sysShutdown = syscall.ESHUTDOWN
