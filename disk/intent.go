@@ -17,6 +17,19 @@ const markGroup = 4
 // streams is how many sequential streams the look-ahead can tell apart.
 const streams = 8
 
+// maxAhead bounds how many regions are marked ahead of a stream: 512 MiB. Each mark doubles the last:
+// a mark waits behind whatever the disk is busy with, and a stream of 1 GiB/s shall not catch up with it.
+const maxAhead = 128
+
+// stream is where the marks end that were made for a sequential stream, and how many regions of them
+// were ahead of it: end<<16 | ahead. 0 is none.
+type stream uint64
+
+func newStream(end, ahead int) stream { return stream(end)<<16 | stream(ahead) }
+func (s stream) end() int             { return int(s >> 16) }
+func (s stream) ahead() int           { return int(s & 0xffff) }
+func (s stream) next() int            { return min(max(2*s.ahead(), markGroup), maxAhead) }
+
 // intentLog is the write-intent log of a volume in memory. A bit is in want when it shall be, in
 // hot when it is also durable; hot is a subset of want except within ClearIntent, under the lock.
 type intentLog struct {
@@ -28,10 +41,10 @@ type intentLog struct {
 	commit  sharedRun // writes the changed pages; its mu guards all below
 	want    *bitmap.Bitmap
 	slots   []slotState
-	changed map[int]struct{} // pages of want to be written by the next commit
-	batch   [][2]int         // ranges to become hot with the next commit
-	ends    [streams]int     // where the last cold marks ended, a ring
-	endAt   int
+	changed map[int]struct{}       // pages of want to be written by the next commit
+	batch   [][2]int               // ranges to become hot with the next commit
+	streams [streams]atomic.Uint64 // of type stream, a ring; written under mu
+	oldest  int                    // the next of them to be given up
 }
 
 // generations is a growable table of atomic counters; its segments never move.
@@ -63,9 +76,6 @@ func (w *intentLog) init(regions int) {
 	w.touched.grow(regions)
 	w.gen.Store(1)
 	w.changed = map[int]struct{}{}
-	for i := range w.ends {
-		w.ends[i] = -1
-	}
 }
 
 func (w *intentLog) grow(regions, pages int) {
@@ -123,47 +133,108 @@ func (v *Volume) MarkIntent(off, length int64) error {
 	return nil
 }
 
+// TryMarkIntent is MarkIntent where it has nothing to wait for, and reports whether it was so.
+func (v *Volume) TryMarkIntent(off, length int64) bool {
+	if v.check(off, length) != nil {
+		return false
+	}
+	w := &v.intent
+	first, last := int(off/lockstep.RegionBytes), int((off+length-1)/lockstep.RegionBytes)
+	for r := first; r <= last; r++ {
+		w.touch(r) // before the look at hot, as in MarkIntent
+		if !w.hot.Get(r) {
+			return false
+		}
+	}
+	return true
+}
+
 func (v *Volume) markCold(first, last int) error {
 	w := &v.intent
 	w.commit.mu.Lock()
 	defer w.commit.mu.Unlock()
-	regions := w.want.Len()
 	lo, hi := first-first%markGroup, (last/markGroup+1)*markGroup
-	if w.continues(lo) {
-		hi += markGroup
+	ahead, at := 0, w.streamTo(lo)
+	if at >= 0 {
+		ahead = v.aheadFits(stream(w.streams[at].Load()).next())
+	} else {
+		at = w.oldest
+		w.oldest = (w.oldest + 1) % streams
 	}
-	hi = min(hi, regions)
-	w.remember(lo, hi)
-	for r := lo; r < hi; r++ {
+	return v.mark(lo, hi, hi+ahead, at, ahead)
+}
+
+// mark marks the regions from lo to end, of which those from hi on are ahead of any write, for the
+// stream at index at, durably. Called with commit.mu held.
+func (v *Volume) mark(lo, hi, end, at, ahead int) error {
+	w := &v.intent
+	end = min(end, w.want.Len())
+	w.streams[at].Store(uint64(newStream(end, ahead)))
+	for r := lo; r < end; r++ {
+		if r >= hi {
+			w.touch(r) // it is not idle: it is about to be written
+		}
 		if w.want.Set(r) {
 			w.count.Add(1)
 			w.changed[r/bitsPerPage] = struct{}{}
 		}
 	}
-	w.batch = append(w.batch, [2]int{lo, hi})
+	w.batch = append(w.batch, [2]int{lo, end})
 	return w.commit.doLocked(w.commit.begun+1, v.commitIntent)
 }
 
-// continues reports whether an earlier cold mark ended where this one begins.
-func (w *intentLog) continues(lo int) bool {
-	for _, end := range w.ends {
-		if end == lo {
-			return true
+// streamTo is the index of the stream whose marks end at region r, or -1.
+func (w *intentLog) streamTo(r int) int {
+	for i := range w.streams {
+		if s := stream(w.streams[i].Load()); s != 0 && s.end() == r {
+			return i
 		}
 	}
-	return false
+	return -1
 }
 
-// remember keeps the end of a cold mark, in place of the one that it continues, else of the oldest.
-func (w *intentLog) remember(lo, hi int) {
-	for i, end := range w.ends {
-		if end == lo {
-			w.ends[i] = hi
-			return
+// aheadFits is want, or 0 if so many marks more would come near the limit of the log.
+func (v *Volume) aheadFits(want int) int {
+	limit := v.MaxIntentBytes()
+	if v.size.Load() > limit && v.IntentBytes()+int64(want)*lockstep.RegionBytes > limit/8*7 {
+		return 0
+	}
+	return want
+}
+
+// AheadDue reports whether a write to the range, whose marks are there, has used up half of what is
+// marked ahead of its stream. It does no I/O and takes no lock.
+func (v *Volume) AheadDue(off, length int64) bool { return v.dueStream(off, length) >= 0 }
+
+func (v *Volume) dueStream(off, length int64) int {
+	w := &v.intent
+	r := int((off + length - 1) / lockstep.RegionBytes)
+	for i := range w.streams {
+		s := stream(w.streams[i].Load())
+		if ahead := s.ahead(); ahead > 0 && r < s.end() && r >= s.end()-ahead/2 && int64(s.end())*lockstep.RegionBytes < v.size.Load() {
+			return i
 		}
 	}
-	w.ends[w.endAt] = hi
-	w.endAt = (w.endAt + 1) % streams
+	return -1
+}
+
+// MarkAhead marks what follows the marks of that stream, so that its writes find theirs. It is durable
+// when it returns. Nothing relies on it: a failure is met again by the next MarkIntent.
+func (v *Volume) MarkAhead(off, length int64) error {
+	w := &v.intent
+	w.commit.mu.Lock()
+	defer w.commit.mu.Unlock()
+	at := v.dueStream(off, length)
+	if at < 0 {
+		return nil
+	}
+	s := stream(w.streams[at].Load())
+	ahead := v.aheadFits(s.next())
+	if ahead == 0 {
+		w.streams[at].Store(uint64(newStream(s.end(), 0))) // a cold mark goes on with it
+		return nil
+	}
+	return v.mark(s.end(), s.end(), s.end()+ahead, at, ahead)
 }
 
 // commitIntent writes the changed pages of the log and makes them durable. Runs never overlap.

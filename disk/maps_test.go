@@ -31,14 +31,53 @@ func TestMarkIntentGroupsAndLookAhead(t *testing.T) {
 	if v.IntentBytes() != 64*mib {
 		t.Fatalf("%d marked", v.IntentBytes())
 	}
-	must(t, v.MarkIntent(64*mib, mib)) // the first stream goes on
-	if v.IntentBytes() != 96*mib || ops["meta:fdatasync"] != 4 {
+	must(t, v.MarkIntent(64*mib, mib)) // the first stream goes on: twice as far ahead
+	if v.IntentBytes() != 112*mib || ops["meta:fdatasync"] != 4 {
 		t.Fatalf("%d marked after %d syncs", v.IntentBytes(), ops["meta:fdatasync"])
 	}
 	must(t, v.MarkIntent(0, 0))
 	must(t, v.MarkIntent(1024*mib-1, 1))
 	if got := v.Intent(); got[len(got)-1].End() != 1024*mib {
 		t.Fatalf("last extent %v", got[len(got)-1])
+	}
+}
+
+// TestMarkAhead: marks are due when a stream has used up half of those ahead of it, double each time, and
+// stay within the bound.
+func TestMarkAhead(t *testing.T) {
+	m := vfs.NewMem()
+	p, err := OpenPool("pool", Options{Logger: quiet(), FS: m, MaxIntentBytes: 512 * mib})
+	must(t, err)
+	v := create(t, p, "v", 1024*mib)
+	must(t, v.MarkIntent(0, mib))
+	if v.AheadDue(0, mib) {
+		t.Fatal("one write is no stream")
+	}
+	must(t, v.MarkIntent(16*mib, mib)) // two groups, one of them ahead
+	ops := countOps(m)
+	for _, c := range []struct {
+		at  int64
+		due bool
+		end int64 // of the marks afterwards
+	}{
+		{16 * mib, false, 48 * mib}, {39 * mib, false, 48 * mib}, {40 * mib, true, 80 * mib}, {60 * mib, false, 80 * mib},
+		{64 * mib, true, 144 * mib}, {112 * mib, true, 272 * mib}, {208 * mib, true, 272 * mib},
+	} {
+		must(t, v.MarkIntent(c.at, mib))
+		if got := v.AheadDue(c.at, mib); got != c.due {
+			t.Fatalf("at %d MiB: due %v", c.at/mib, got)
+		}
+		must(t, v.MarkAhead(c.at, mib))
+		if got := v.Intent(); len(got) != 1 || got[0].End() != c.end {
+			t.Fatalf("at %d MiB: marked %v, want up to %d MiB", c.at/mib, got, c.end/mib)
+		}
+	}
+	if ops["meta:fdatasync"] != 3 {
+		t.Fatalf("%d syncs", ops["meta:fdatasync"])
+	}
+	must(t, v.MarkIntent(272*mib, mib)) // cold: a stream anew
+	if v.IntentBytes() != 304*mib {
+		t.Fatalf("%d marked", v.IntentBytes())
 	}
 }
 

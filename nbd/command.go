@@ -101,16 +101,23 @@ func (q *request) memoryCost() int64 {
 
 // execute calls the device and makes the reply.
 func (t *transmission) execute(q *request) {
+	var err error
+	if q.errno == 0 {
+		err = t.command(q)
+	}
+	t.finish(q, err)
+}
+
+// finish makes the reply of a request that failed, and counts every one.
+func (t *transmission) finish(q *request, err error) {
 	errno, text := q.errno, q.text
-	if errno == 0 {
-		if err := t.command(q); err != nil {
-			errno, text = errnoOf(q.cmd, err), err.Error()
-			if t.ctx.Err() == nil && !errors.Is(err, errGivenUp) { // else it was given up, which is no fault of the device
-				t.deviceError.Do(func() {
-					t.log.Warn("request failed; further ones of this connection are only counted",
-						"op", commandNames[q.metricCmd()], "offset", q.off, "length", q.length, "errno", errno, "error", err)
-				})
-			}
+	if err != nil {
+		errno, text = errnoOf(q.cmd, err), err.Error()
+		if t.ctx.Err() == nil && !errors.Is(err, errGivenUp) { // else it was given up, which is no fault of the device
+			t.deviceError.Do(func() {
+				t.log.Warn("request failed; further ones of this connection are only counted",
+					"op", commandNames[q.metricCmd()], "offset", q.off, "length", q.length, "errno", errno, "error", err)
+			})
 		}
 	}
 	if errno != 0 {
@@ -162,16 +169,29 @@ func (t *transmission) command(q *request) error {
 	return nil
 }
 
-// read answers NBD_CMD_READ with one chunk, so DF is always honoured.
+// read answers NBD_CMD_READ.
 func (t *transmission) read(q *request) error {
-	var body []byte
-	if q.length > 0 {
-		q.buf = getBuffer(int(q.length))
-		body = q.buf.b[:q.length]
-	}
-	if err := t.sel.export.Device.ReadAt(t.ctx, body, int64(q.off)); err != nil {
+	if err := t.sel.export.Device.ReadAt(t.ctx, q.readBuffer(), int64(q.off)); err != nil {
 		return err
 	}
+	t.gotData(q)
+	return nil
+}
+
+// readBuffer is the memory for the data of a READ, the same each time.
+func (q *request) readBuffer() []byte {
+	if q.length == 0 {
+		return nil
+	}
+	if q.buf == nil {
+		q.buf = getBuffer(int(q.length))
+	}
+	return q.buf.b[:q.length]
+}
+
+// gotData makes the reply to a READ whose data is in its buffer: one chunk, so DF is always honoured.
+func (t *transmission) gotData(q *request) {
+	body := q.readBuffer()
 	switch {
 	case !t.sel.structured:
 		q.simple(0)
@@ -182,7 +202,6 @@ func (t *transmission) read(q *request) error {
 		q.chunk(ReplyTypeOffsetData, 8, body)
 		binary.BigEndian.PutUint64(q.head[StructuredReplyBytes:], q.off)
 	}
-	return nil
 }
 
 // cache reads the range for nothing, which brings it into the page cache. Its only use is speed, so it

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/lockstep-dr/lockstep/internal/nowait"
 )
 
 // copyBytes is the longest reply body that is copied behind its header; a longer one is written
@@ -19,6 +21,7 @@ const copyBytes = 1024
 // queue is bounded by the slots, which a request keeps until its reply is written.
 type output struct {
 	nc     net.Conn
+	nowait *nowait.Writer                  // the writer's own; nil: nc is no socket
 	stall  time.Duration                   // without progress ends it
 	done   func(n int, bytes, taken int64) // called when n replies are written or dropped
 	failed func(error)                     // called once, by the writer
@@ -50,18 +53,87 @@ func (o *output) add(q *request, gather bool) {
 	if gather {
 		runtime.Gosched()
 	}
+	o.writeQueue()
+}
+
+// writeQueue writes until the queue is empty.
+func (o *output) writeQueue() {
 	for {
-		o.mu.Lock()
-		batch := o.queue
-		if len(batch) == 0 {
-			o.writing = false
-			o.mu.Unlock()
+		batch := o.take()
+		if batch == nil {
 			return
 		}
-		o.queue, o.spare = o.spare[:0], batch
-		o.mu.Unlock()
 		o.write(batch)
 	}
+}
+
+// take takes the queue out, or ends the writing if it is empty.
+func (o *output) take() []*request {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	batch := o.queue
+	if len(batch) == 0 {
+		o.writing = false
+		return nil
+	}
+	o.queue, o.spare = o.spare[:0], batch
+	return batch
+}
+
+// queueUp is add for who calls Flush later.
+func (o *output) queueUp(q *request) {
+	o.mu.Lock()
+	o.queue = append(o.queue, q)
+	o.mu.Unlock()
+}
+
+// Flush implements block.Flusher: what the socket does not take at once is written by somebody else.
+func (o *output) Flush() {
+	o.mu.Lock()
+	if o.writing || len(o.queue) == 0 {
+		o.mu.Unlock()
+		return
+	}
+	o.writing = true
+	o.mu.Unlock()
+	for {
+		batch := o.take()
+		if batch == nil {
+			return
+		}
+		if o.nowait == nil || o.broken {
+			go o.writeOn(batch, nil)
+			return
+		}
+		pieces := o.gather(batch)
+		n, err := o.nowait.Write(pieces...)
+		for len(pieces) > 0 && n >= len(pieces[0]) {
+			n -= len(pieces[0])
+			pieces = pieces[1:]
+		}
+		if err != nil || len(pieces) > 0 { // an error shows again
+			pieces[0] = pieces[0][n:]
+			go o.writeOn(batch, pieces)
+			return
+		}
+		clear(o.pieces)
+		o.free(batch)
+	}
+}
+
+// writeOn goes on where Flush has stopped: pieces are what is left of the batch, nil is all of it.
+func (o *output) writeOn(batch []*request, pieces net.Buffers) {
+	if pieces == nil {
+		o.write(batch)
+	} else {
+		if err := o.writePieces(pieces); err != nil {
+			o.broken = true
+			o.failed(err)
+		}
+		clear(o.pieces)
+		o.free(batch)
+	}
+	o.writeQueue()
 }
 
 // write sends a batch and frees its requests.
@@ -72,6 +144,11 @@ func (o *output) write(batch []*request) {
 			o.failed(err)
 		}
 	}
+	o.free(batch)
+}
+
+// free gives a batch's requests and their slots back.
+func (o *output) free(batch []*request) {
 	var bytes, taken int64
 	for i, q := range batch {
 		bytes += q.cost
@@ -82,7 +159,8 @@ func (o *output) write(batch []*request) {
 	o.done(len(batch), bytes, taken)
 }
 
-func (o *output) writeAll(batch []*request) error {
+// gather lays a batch out as pieces to write.
+func (o *output) gather(batch []*request) net.Buffers {
 	small, pieces, start := o.small[:0], o.pieces[:0], 0
 	for _, q := range batch {
 		small = append(small, q.head[:q.headLen]...)
@@ -97,7 +175,11 @@ func (o *output) writeAll(batch []*request) error {
 		pieces = append(pieces, small[start:])
 	}
 	o.small, o.pieces = small, pieces
-	err := o.writePieces(pieces)
+	return pieces
+}
+
+func (o *output) writeAll(batch []*request) error {
+	err := o.writePieces(o.gather(batch))
 	clear(o.pieces) // bodies go back to their pools
 	return err
 }

@@ -26,6 +26,7 @@ type request struct {
 	cost  int64   // bytes it occupies of Limits.Bytes
 	taken int64   // those of them that are of the server's budget: cost or nothing
 	began time.Time
+	t     *transmission // of a request in a batch
 
 	// The reply: head[:headLen], then body.
 	head    [replyHeadBytes]byte

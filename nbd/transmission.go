@@ -8,6 +8,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/lockstep-dr/lockstep/block"
+	"github.com/lockstep-dr/lockstep/internal/nowait"
 )
 
 const (
@@ -40,6 +43,9 @@ type transmission struct {
 	caching     chan struct{} // capacity 1: full while a CACHE is under way
 	deviceError sync.Once     // logs the first error of the device
 	workers     sync.WaitGroup
+	begun       sync.WaitGroup // writes of batches that have not ended
+	batch       block.Batch    // the reader's own; nil: the device has none
+	batched     bool           // the reader's own: something is to be carried out, or answered
 
 	// The reader's role. roleMu guards the fields below it; the reader itself, that is c.r, belongs
 	// to the worker that has the role.
@@ -79,6 +85,10 @@ func newTransmission(c *conn, sel *selection) *transmission {
 	}
 	t.claim = claim{share: sel.share, ready: t.room}
 	t.out = output{nc: c.nc, stall: c.limits.StallTimeout, done: t.release, failed: t.writeFailed}
+	t.out.nowait = nowait.New(c.nc)
+	if d, ok := sel.export.Device.(block.Batcher); ok {
+		t.batch = d.NewBatch()
+	}
 	if c.srv.Metrics != nil {
 		t.metrics = c.srv.Metrics.Export(sel.name)
 	}
@@ -107,6 +117,7 @@ func (t *transmission) run() error {
 	workersDone := make(chan struct{})
 	go func() {
 		t.workers.Wait()
+		t.begun.Wait() // nobody begins one any more
 		close(workersDone)
 	}()
 	t.roleMu.Lock()
@@ -164,9 +175,14 @@ func (t *transmission) work(w *worker) {
 	for {
 		q, err := t.next()
 		if err != nil {
+			t.endBatch()
 			t.endReading(err)
 			return
 		}
+		if t.inline(q) {
+			continue
+		}
+		t.endBatch()
 		t.executing.Add(1)
 		t.passRole()
 		t.execute(q)
@@ -239,6 +255,9 @@ func (t *transmission) endReading(err error) {
 
 // next reads one request with its data, waiting for room first.
 func (t *transmission) next() (*request, error) {
+	if t.r.Buffered() < RequestBytes {
+		t.endBatch()
+	}
 	h, err := t.r.Peek(RequestBytes)
 	for errors.Is(err, os.ErrDeadlineExceeded) && !t.stopRead.Load() {
 		// What is left of the deadline for data: for the next request the client may take its time.
@@ -315,6 +334,7 @@ func (t *transmission) readProgress(n int, read func(done int) (int, error)) err
 		_, err := read(0)
 		return err
 	}
+	t.endBatch()
 	for done := 0; ; {
 		if stall := t.limits.StallTimeout; stale(t.readArmed, stall) {
 			t.readArmed = time.Now()
@@ -356,6 +376,7 @@ func (t *transmission) acquire(q *request) error {
 	for !t.admit(q) {
 		t.waiting = true
 		t.slotMu.Unlock()
+		t.endBatch() // what it has begun may hold the room
 		err := t.awaitRoom()
 		t.slotMu.Lock()
 		if err != nil {

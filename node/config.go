@@ -17,6 +17,10 @@ import (
 // minIntentLimitMiB is some ten times what one cold mark of the write-intent log sets.
 const minIntentLimitMiB = 256
 
+// keepMarks is for how many background flushes the mark of an idle region is kept: half a minute of them
+// with the defaults.
+const keepMarks = 30
+
 // Config is what one storage daemon needs to know. Zero durations take the default.
 type Config struct {
 	ID            lockstep.NodeID `yaml:"id"`

@@ -52,7 +52,7 @@ type Node struct {
 func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (err error) {
 	cfg = cfg.WithDefaults()
 	n := &Node{cfg: cfg, log: log, st: st, checked: make(chan struct{})}
-	if n.pool, err = disk.OpenPool(cfg.Pool, disk.Options{Logger: log, BootIDPath: cfg.BootIDPath, FS: cfg.fs}); err != nil {
+	if n.pool, err = disk.OpenPool(cfg.Pool, disk.Options{Logger: log, BootIDPath: cfg.BootIDPath, FS: cfg.fs, MaxIntentBytes: cfg.IntentLimitMiB << 20}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.pool.Close()) }()
@@ -73,7 +73,7 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 	n.report.init(n)
 	n.host, err = replica.NewHost(replica.Config{
 		Node: cfg.ID, AZ: cfg.AZ, Cluster: cluster, BootID: boot, Instance: n.pool.InstanceID(), Start: n.pool.StartCounter(), Software: cfg.Version,
-		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20,
+		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20, KeepMarks: keepMarks,
 		VerifyRateBytes: cfg.VerifyRateMiB << 20,
 		Store:           &records{st: st, checked: n.checked}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
 		Dial: cfg.Machine.Dial, Clock: cfg.Machine.Clock,

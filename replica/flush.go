@@ -55,7 +55,7 @@ func (v *Volume) backgroundFlush() error {
 	case mode != protocol.ModeTwoSided:
 		return nil
 	}
-	return v.flushAndClear(func(marked []lockstep.Extent) []lockstep.Extent {
+	return v.flushAndClear(v.idleRounds(), func(marked []lockstep.Extent) []lockstep.Extent {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		busy := v.unrepairedExtents()
@@ -66,10 +66,25 @@ func (v *Volume) backgroundFlush() error {
 	})
 }
 
+// idleRounds is for how many background flushes a region must have been idle to lose its mark. A cold mark
+// costs a sync on the path of a write, a mark too many a few milliseconds after a restart; so marks stay
+// while there is room for them.
+func (v *Volume) idleRounds() uint64 {
+	marked := v.disk.IntentBytes()
+	switch {
+	case v.Size() <= v.intentLimit || marked <= v.intentLimit/2:
+		return v.keepMarks
+	case marked <= v.intentLimit/8*7:
+		return v.keepMarks / 8
+	}
+	return 0
+}
+
 // flushAndClear flushes both sides and then clears marks of what choose gives, called after the
 // snapshot of the log and before the flushes. Nothing is cleared unless, all the while, the volume
-// was two-sided on one link, whose secondary is in its recorded life [F6].
-func (v *Volume) flushAndClear(choose func(marked []lockstep.Extent) []lockstep.Extent) error {
+// was two-sided on one link, whose secondary is in its recorded life [F6]. Nor are marks of regions that
+// were written in the last idle rounds.
+func (v *Volume) flushAndClear(idle uint64, choose func(marked []lockstep.Extent) []lockstep.Extent) error {
 	v.mu.Lock()
 	gen, mode, l, epoch, changed := v.gen, v.mode, v.link, v.epoch, v.changed
 	ended := v.stopped || v.failed != nil
@@ -99,7 +114,7 @@ func (v *Volume) flushAndClear(choose func(marked []lockstep.Extent) []lockstep.
 	if !same {
 		return nil
 	}
-	return v.disk.ClearIntent(chosen, snap)
+	return v.disk.ClearIntent(chosen, snap-min(idle, snap))
 }
 
 // boundIntent makes room in the write-intent log before e is marked, so that the log exceeds its
@@ -126,7 +141,7 @@ func (v *Volume) boundIntent(e lockstep.Extent) error {
 			v.leave(o)
 		}
 	}()
-	return v.flushAndClear(func([]lockstep.Extent) []lockstep.Extent {
+	return v.flushAndClear(0, func([]lockstep.Extent) []lockstep.Extent {
 		exts := make([]lockstep.Extent, len(claims))
 		for i, o := range claims {
 			exts[i] = o.ext

@@ -56,6 +56,8 @@ type Config struct {
 	TripAfter, LeaseTTL, LeaseMargin, Heartbeat, FlushEvery time.Duration
 	// IntentLimitBytes bounds what the write-intent log of a volume marks while it is two-sided.
 	IntentLimitBytes int64
+	// KeepMarks is for how many background flushes the mark of an idle region is kept, while there is room.
+	KeepMarks uint64
 	// VerifyRateBytes is what verifications that name no rate of their own compare in a second, all
 	// together; 0: as fast as they can.
 	VerifyRateBytes int64

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/internal/nowait"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
 )
@@ -42,6 +43,7 @@ type link struct {
 	boot     lockstep.BootID
 	instance string
 	conn     net.Conn
+	nowait   *nowait.Writer // who writes uses it; nil: conn is no socket
 	seq      atomic.Uint64
 
 	mu      sync.Mutex // guards what follows; not held across I/O
@@ -61,7 +63,10 @@ func (l *link) life() string { return string(l.boot) + " " + l.instance }
 func (l *link) nextSeq() uint64 { return l.seq.Add(1) }
 
 // enqueue copies a frame into the out buffer; it does no I/O.
-func (l *link) enqueue(h wire.Header, body []byte) {
+func (l *link) enqueue(h wire.Header, body []byte) { l.enqueueAt(l.group.host.now(), h, body) }
+
+// enqueueAt is enqueue for who has just looked at the clock.
+func (l *link) enqueueAt(now time.Duration, h wire.Header, body []byte) {
 	h.Group, h.Session = l.group.key, l.session
 	h.BodyLen, h.BodyCRC = uint32(len(body)), wire.Checksum(body)
 	l.mu.Lock()
@@ -73,37 +78,96 @@ func (l *link) enqueue(h wire.Header, body []byte) {
 	l.out = slices.Grow(l.out, wire.HeaderSize+len(body))[:n+wire.HeaderSize]
 	h.Put(l.out[n:])
 	l.out = append(l.out, body...)
-	l.sent[h.Seq] = l.group.host.now()
 	if h.Kind != wire.KindWrite && h.Kind != wire.KindZero || h.Flags&wire.FlagFUA != 0 {
-		l.sent[h.Seq] += slowFactor * l.group.host.cfg.TripAfter
+		now += slowFactor * l.group.host.cfg.TripAfter
 	}
+	l.sent[h.Seq] = now
 }
 
 // flush writes the buffer out, unless somebody does already: then that one takes it along.
 func (l *link) flush() {
 	l.mu.Lock()
-	if l.writing {
+	defer l.mu.Unlock()
+	if !l.writing {
+		l.writing = true
+		l.write(nil)
+	}
+}
+
+// write writes rest and then the buffer until it is empty. Called with mu held, and writing set by the
+// caller; it gives mu up meanwhile.
+func (l *link) write(rest []byte) {
+	for {
+		if len(rest) == 0 {
+			if len(l.out) == 0 || l.dead {
+				l.writing = false
+				return
+			}
+			rest = l.take()
+		}
 		l.mu.Unlock()
+		_, err := l.conn.Write(rest)
+		if err != nil {
+			l.close()
+		}
+		l.mu.Lock()
+		l.giveBack(rest)
+		rest = nil
+	}
+}
+
+// take takes the buffer out. Called with mu held.
+func (l *link) take() []byte {
+	buf := l.out
+	l.out, l.spare = l.spare[:0], nil
+	return buf
+}
+
+// giveBack keeps a buffer that was written. Called with mu held.
+func (l *link) giveBack(buf []byte) {
+	if cap(buf) <= 4<<20 && cap(buf) > cap(l.spare) {
+		l.spare = buf[:0]
+	}
+}
+
+// push is flush for callers that may not block: what the socket does not take at once is written by
+// somebody else.
+func (l *link) push() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.writing || len(l.out) == 0 || l.dead {
 		return
 	}
 	l.writing = true
-	for len(l.out) > 0 && !l.dead {
-		buf := l.out
-		l.out, l.spare = l.spare[:0], nil
-		l.mu.Unlock()
-		_, err := l.conn.Write(buf)
-		l.mu.Lock()
-		if err != nil {
-			l.mu.Unlock()
-			l.close()
-			l.mu.Lock()
-		}
-		if cap(buf) <= 4<<20 {
-			l.spare = buf[:0]
-		}
+	if l.nowait == nil {
+		go l.writeRest(nil)
+		return
 	}
-	l.writing = false
+	buf := l.take()
 	l.mu.Unlock()
+	n, err := l.nowait.Write(buf)
+	if err != nil {
+		l.close()
+	}
+	l.mu.Lock()
+	switch {
+	case err != nil:
+		l.writing = false
+	case n < len(buf):
+		go l.writeRest(buf[n:])
+	case len(l.out) > 0: // more came, whose sender has left it to us
+		l.giveBack(buf)
+		go l.writeRest(nil)
+	default:
+		l.giveBack(buf)
+		l.writing = false
+	}
+}
+
+func (l *link) writeRest(rest []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.write(rest)
 }
 
 // kick is flush by somebody else: for callers that may not block.
@@ -122,7 +186,7 @@ func (l *link) call(h wire.Header, body []byte) <-chan reply {
 	l.calls[h.Seq] = ch
 	l.mu.Unlock()
 	l.enqueue(h, body)
-	l.kick()
+	l.push()
 	return ch
 }
 
@@ -179,7 +243,12 @@ func (l *link) stuck() bool {
 func (l *link) read() error {
 	br := bufio.NewReaderSize(l.conn, 64<<10)
 	var scratch [wire.HeaderSize]byte
+	var told []*Volume // that have answers for clients since the last look for more
+	defer func() { answerAll(told) }()
 	for {
+		if br.Buffered() < wire.HeaderSize {
+			told = answerAll(told)
+		}
 		h, err := wire.ReadHeader(br, &scratch)
 		if err != nil {
 			return err
@@ -217,8 +286,20 @@ func (l *link) read() error {
 		}
 		if v := l.group.volumeByKey(h.Volume); v != nil {
 			v.acknowledged(l, h.Epoch, h.Seq)
+			if !slices.Contains(told, v) {
+				told = append(told, v)
+			}
 		}
 	}
+}
+
+// answerAll sends the answers of volumes to their clients and empties the list.
+func answerAll(told []*Volume) []*Volume {
+	for i, v := range told {
+		v.answer()
+		told[i] = nil
+	}
+	return told[:0]
 }
 
 // refused decides what a negative answer means for the link: a newer epoch or session is learned
@@ -315,7 +396,8 @@ func (d *dialer) dial(ctx context.Context) (*link, error) {
 	session := lockstep.Session{Start: h.cfg.Start, Conn: h.conns.Add(1)}
 	l := &link{
 		group: g, peer: d.peer, session: session, conn: conn,
-		calls: map[uint64]chan reply{}, sent: map[uint64]time.Duration{}, down: make(chan struct{}),
+		nowait: nowait.New(conn),
+		calls:  map[uint64]chan reply{}, sent: map[uint64]time.Duration{}, down: make(chan struct{}),
 	}
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // whoever stops this waits for it
 	answer, err := h.hello(conn, wire.Hello{To: d.peer, Purpose: wire.PurposeGroup, Group: g.id, Session: session, Epoch: g.epochNow()})

@@ -53,6 +53,14 @@ func (v *Volume) completeAll() {
 	for _, o := range append([]*op(nil), v.ops...) {
 		v.complete(o)
 	}
+	v.answerSoon()
+}
+
+// answerSoon is answer for who holds mu.
+func (v *Volume) answerSoon() {
+	if len(v.answers) > 0 {
+		go v.answer()
+	}
 }
 
 // settleOneSided makes what was in flight dirty before it is acknowledged one-sided. A failure of
@@ -82,6 +90,7 @@ func (v *Volume) settleOneSided() {
 		v.setTodo(o.ext)
 		v.complete(o)
 	}
+	v.answerSoon()
 }
 
 // resend sends everything unacknowledged again, under the present epoch and link; older answers do

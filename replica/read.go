@@ -116,17 +116,15 @@ func (v *Volume) admitRead(ctx context.Context, ext lockstep.Extent) error {
 
 // settleRead reports whether what was read since gen may be given out. Called with mu held.
 func (v *Volume) settleRead(ctx context.Context, ext lockstep.Extent, gen uint64) (bool, error) {
-	var deps []*op
+	var deps []<-chan struct{}
 	for _, o := range v.ops {
 		if o.kind != opChunk && o.submitted && o.ext.Overlaps(ext) {
-			deps = append(deps, o)
+			deps = append(deps, o.leaving()) // asked for now: later the op may stand for another write
 		}
 	}
-	for _, o := range deps {
-		for !o.over {
-			if err := v.wait(ctx, o.leaving()); err != nil {
-				return false, err
-			}
+	for _, left := range deps {
+		if err := v.wait(ctx, left); err != nil {
+			return false, err
 		}
 	}
 	for v.gen == gen {

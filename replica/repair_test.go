@@ -131,7 +131,7 @@ func TestIntentLogIsBounded(t *testing.T) {
 	p.sync(t)
 	v := p.a.Volume("va")
 	p.until(t, "no mark is left of the synchronization", func() bool {
-		return v.flushAndClear(func(marked []lockstep.Extent) []lockstep.Extent { return marked }) == nil && v.disk.IntentBytes() == 0
+		return v.flushAndClear(0, func(marked []lockstep.Extent) []lockstep.Extent { return marked }) == nil && v.disk.IntentBytes() == 0
 	})
 	for i, mib := range []int64{0, 32, 16, 48, 0, 32} {
 		if err := v.WriteAt(context.Background(), bytes.Repeat([]byte{byte(i)}, 4096), mib<<20, false); err != nil {

@@ -31,6 +31,7 @@ type Volume struct {
 	size atomic.Int64 // announced size, bytes
 	fail func(v *Volume, err error)
 
+	keepMarks   uint64     // background flushes for which marks of idle regions are kept
 	intentLimit int64      // bytes that the write-intent log may mark while two-sided
 	roomMu      sync.Mutex // one at a time makes room in it; held across the flushes of both sides
 
@@ -45,7 +46,9 @@ type Volume struct {
 	lease     *lease
 	draining  bool // held, but acknowledgements still count
 	ops       []*op
-	reads     []*read // of the disk, under way
+	reads     []*read         // of the disk, under way
+	spare     []*op           // to be used again
+	answers   []block.Flusher // that finish has told
 	bySeq     map[uint64]*op
 	submitted int           // local I/O under way
 	settled   chan struct{} // closed when submitted or ops shrink; nil: nobody waits
@@ -59,6 +62,7 @@ type Volume struct {
 	total      int64 // chunks to send when the copying began
 
 	flushing atomic.Bool // a background flush is under way
+	ahead    atomic.Bool // marks are being made ahead of a stream
 }
 
 type opKind uint8
@@ -83,14 +87,15 @@ type op struct {
 	seq       uint64
 	sentAt    time.Duration // the clock when it was sent first, on whatever link; 0: never
 	over      bool
-	queued    bool          // a claim that waits for ops before it, while those after it wait for it
-	done      chan error    // capacity 1
-	gone      chan struct{} // closed when the op has left the list; made on demand
+	queued    bool             // a claim that waits for ops before it, while those after it wait for it
+	done      chan error       // capacity 1; of an op without c
+	c         block.Completion // of a batch
+	gone      chan struct{}    // closed when the op has left the list; made on demand
 }
 
-func newVolume(d *disk.Volume, intentLimit int64, fail func(*Volume, error)) *Volume {
+func newVolume(d *disk.Volume, intentLimit int64, keepMarks uint64, fail func(*Volume, error)) *Volume {
 	v := &Volume{
-		id: d.ID(), disk: d, fail: fail, intentLimit: intentLimit, mode: protocol.ModeHeld, why: "starting",
+		id: d.ID(), disk: d, fail: fail, intentLimit: intentLimit, keepMarks: keepMarks, mode: protocol.ModeHeld, why: "starting",
 		changed: make(chan struct{}), closed: make(chan struct{}), bySeq: map[uint64]*op{},
 	}
 	v.size.Store(d.Size())
@@ -288,37 +293,13 @@ func (v *Volume) write(ctx context.Context, o *op) error {
 		return err
 	}
 	l := v.link
-	frame := v.frame(o)
+	at, frame := o.sentAt, v.frame(o)
 	v.mu.Unlock()
 	if send {
-		l.enqueue(frame, o.data)
-		if o.flags&wire.FlagFUA != 0 {
-			l.kick() // both sides sync at once
-		}
+		l.enqueueAt(at, frame, o.data)
+		l.push()
 	}
-	err = v.apply(o)
-
-	v.mu.Lock()
-	v.submitted--
-	o.local = true
-	if err != nil {
-		if !errors.Is(err, lockstep.ErrNoSpace) || o.seq != 0 {
-			v.mu.Unlock()
-			_ = v.broken(err)
-			v.mu.Lock()
-		}
-		if !o.over {
-			v.leave(o)
-		}
-		v.mu.Unlock()
-		return err
-	}
-	v.complete(o)
-	v.settle()
-	v.mu.Unlock()
-	if send {
-		l.flush()
-	}
+	v.applied(o, v.apply(o))
 	return <-o.done
 }
 
@@ -341,6 +322,7 @@ func (v *Volume) submit(o *op) (send bool, err error) {
 			}
 			if err == nil {
 				err = v.disk.MarkIntent(o.ext.Off, o.ext.Len)
+				v.lookAhead(o.ext)
 			}
 			if err != nil {
 				_ = v.broken(err)
@@ -431,7 +413,7 @@ func (v *Volume) complete(o *op) {
 	}
 	if err != nil {
 		v.leave(o)
-		o.done <- err
+		v.finish(o, err)
 		return
 	}
 	switch v.mode {
@@ -452,7 +434,7 @@ func (v *Volume) complete(o *op) {
 		err = fmt.Errorf("%s: %w", v.why, lockstep.ErrDemoted)
 	}
 	v.leave(o)
-	o.done <- err
+	v.finish(o, err)
 }
 
 // acknowledged is the secondary's answer to a write; it counts only on the link and at the epoch

@@ -51,7 +51,7 @@ func newBedOn(t testing.TB, fs vfs.FS) *bed {
 	if b.d, err = pool.Create("v", testSize); err != nil {
 		t.Fatal(err)
 	}
-	b.v = newVolume(b.d, 1<<40, func(_ *Volume, err error) {
+	b.v = newVolume(b.d, 1<<40, 0, func(_ *Volume, err error) {
 		b.mu.Lock()
 		b.fails = append(b.fails, err)
 		b.mu.Unlock()

@@ -21,7 +21,7 @@ func (h *Host) OpenVolume(id lockstep.VolumeID) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := newVolume(d, h.cfg.IntentLimitBytes, func(v *Volume, err error) {
+	v := newVolume(d, h.cfg.IntentLimitBytes, h.cfg.KeepMarks, func(v *Volume, err error) {
 		if g := h.ownerOf(v.id); g != nil {
 			g.volumeFailed(v, err)
 			return

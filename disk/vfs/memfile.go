@@ -57,6 +57,12 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// ReadCached implements CachedReader: everything is in memory.
+func (f *memFile) ReadCached(p []byte, off int64) bool {
+	n, err := f.ReadAt(p, off)
+	return n == len(p) && err == nil
+}
+
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.begin("write"); err != nil {
 		return 0, err

@@ -16,7 +16,10 @@ var OS FS = osFS{}
 
 type osFS struct{}
 
-type osFile struct{ f *os.File }
+type osFile struct {
+	f   *os.File
+	raw syscall.RawConn
+}
 
 func (osFS) OpenFile(_, path string, flags int) (File, error) {
 	how := os.O_RDWR
@@ -33,7 +36,11 @@ func (osFS) OpenFile(_, path string, flags int) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{f: f}, nil
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &osFile{f: f, raw: raw}, nil
 }
 
 func (osFS) Rename(_, oldpath, newpath string) error { return os.Rename(oldpath, newpath) }

@@ -47,6 +47,12 @@ type FS interface {
 	MountID(path string) (string, error)
 }
 
+// CachedReader is a File that can tell what is in memory.
+type CachedReader interface {
+	// ReadCached fills p from off if that needs no I/O, and reports whether it did.
+	ReadCached(p []byte, off int64) bool
+}
+
 // File is an open regular file. All methods may be called concurrently. Nothing that WriteAt,
 // Truncate or PunchHole did is durable before Fdatasync returned without an error.
 type File interface {

@@ -106,7 +106,7 @@ func (g *guest) request(p *proc, v *replica.Volume, pair int) bool {
 	case kind < 4:
 		buf := make([]byte, length)
 		r := g.w.hist.beginRead(pair, first, n)
-		if !do(func() error { return v.ReadAt(ctx, buf, off) }) {
+		if !do(func() error { return readAs(ctx, v, buf, off) }) {
 			return false
 		}
 		if g.w.leaseOutlives(p) {
@@ -136,7 +136,7 @@ func (g *guest) request(p *proc, v *replica.Volume, pair int) bool {
 		case 6:
 			err = v.Trim(ctx, off, length, fua)
 		default:
-			err = v.WriteAt(ctx, data, off, fua)
+			err = writeAs(ctx, v, data, off, fua)
 		}
 		after = p.serves(g.w.group)
 		if err == nil && !p.dead.Load() {
@@ -180,4 +180,31 @@ func (w *World) flushAndRead(p *proc, pair, side int) bool {
 		}
 	}
 	return true
+}
+
+// writeAs and readAs make a request as the NBD server does: in a batch where the volume takes it.
+func writeAs(ctx context.Context, v *replica.Volume, p []byte, off int64, fua bool) error {
+	if !fua {
+		b, c := v.NewBatch(), make(completion, 1)
+		if b.Write(p, off, c) {
+			b.Run()
+			return <-c
+		}
+	}
+	return v.WriteAt(ctx, p, off, fua)
+}
+
+func readAs(ctx context.Context, v *replica.Volume, p []byte, off int64) error {
+	if v.NewBatch().Read(p, off) {
+		return nil
+	}
+	return v.ReadAt(ctx, p, off)
+}
+
+// completion gets the outcome of a write.
+type completion chan error
+
+func (c completion) Done(err error) block.Flusher {
+	c <- err
+	return nil
 }

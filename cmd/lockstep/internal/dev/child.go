@@ -27,9 +27,12 @@ type Child struct {
 
 // StartChild starts `lockstep dev` on dir and waits for its ready line. say gets every line of it.
 func StartChild(ctx context.Context, dir string, o Options, say func(line string)) (*Child, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find this binary: %w", err)
+	self := o.Binary
+	if self == "" {
+		var err error
+		if self, err = os.Executable(); err != nil {
+			return nil, fmt.Errorf("find this binary: %w", err)
+		}
 	}
 	layout, err := Open(dir)
 	if err != nil {

@@ -160,6 +160,7 @@ type Options struct {
 	NodesPerAZ int
 	Listen     string
 	Etcd       []string
+	Binary     string // that StartChild runs; default: this one
 }
 
 // defaults of a new directory.

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/lockstep-dr/lockstep/client"
+	"github.com/lockstep-dr/lockstep/cmd/lockstep/internal/dev"
+)
+
+// deployment is a Lockstep of two zones with one node each, as `lockstep dev` makes it: the
+// controller, with its store, and the nodes as processes of their own.
+type deployment struct {
+	s     *site
+	dir   string
+	child *dev.Child
+	c     *client.Client
+}
+
+var zones = [2]dev.Member{{AZ: "az1", N: 1}, {AZ: "az2", N: 1}}
+
+// disk is a replicated disk: volumes by zone, the pair and its group.
+type disk struct {
+	volume [2]string
+	pair   string
+	group  string
+}
+
+// newDeployment starts one in a directory of the site.
+func newDeployment(ctx context.Context, s *site, name string) (*deployment, error) {
+	d := &deployment{s: s, dir: s.path(name)}
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return nil, err
+	}
+	return d, d.start(ctx)
+}
+
+func (d *deployment) start(ctx context.Context) (err error) {
+	d.child, err = dev.StartChild(ctx, d.dir, dev.Options{Binary: d.s.o.lockstep, AZs: []string{zones[0].AZ, zones[1].AZ}, NodesPerAZ: 1}, func(string) {})
+	if err != nil {
+		return err
+	}
+	d.c, err = client.Dial(ctx, client.Options{Cloud: "lockstep", CloudsFile: d.child.Layout.CloudsFile(), UserAgent: "lockstep-bench"})
+	return err
+}
+
+// pids of the nodes: what a write costs. The controller has no part in it.
+func (d *deployment) pids() ([]int, error) {
+	var pids []int
+	for _, m := range zones {
+		pid, err := d.child.Layout.PID(m)
+		if err != nil || pid == 0 {
+			return nil, fmt.Errorf("node %s does not run: %w", m, err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// until asks every 10 ms.
+func until(ctx context.Context, what string, see func(context.Context) (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	for {
+		ok, err := see(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", what, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// raw is the file of a volume.
+func (d *deployment) raw(zone int, volume string) string {
+	return filepath.Join(d.child.Layout.Pool(zones[zone]), volume+".raw")
+}
+
+// volumes makes a volume in each zone; prepare fills the files, if it is not nil.
+func (d *deployment) volumes(ctx context.Context, sizeGiB int64, prepare func(zone int, path string) error) (k disk, err error) {
+	for i, m := range zones {
+		v, err := d.c.CreateVolume(ctx, client.VolumeCreate{SizeGiB: sizeGiB, AvailabilityZone: m.AZ})
+		if err != nil {
+			return k, fmt.Errorf("create volume: %w", err)
+		}
+		k.volume[i] = v.ID
+		err = until(ctx, "volume is available", func(ctx context.Context) (bool, error) {
+			v, err := d.c.Volume(ctx, v.ID)
+			return v.Status == "available", err
+		})
+		if err != nil {
+			return k, err
+		}
+		if prepare != nil {
+			if err := prepare(i, d.raw(i, v.ID)); err != nil {
+				return k, err
+			}
+		}
+	}
+	return k, nil
+}
+
+// protect pairs the volumes and makes a group of them, and waits until both sides are the same.
+func (d *deployment) protect(ctx context.Context, k *disk) error {
+	p, err := d.c.CreatePair(ctx, client.PairCreate{VolumeIDs: k.volume[:], PriorityStation: zones[0].AZ})
+	if err != nil {
+		return fmt.Errorf("create pair: %w", err)
+	}
+	k.pair = p.ID
+	err = until(ctx, "pair is available", func(ctx context.Context) (bool, error) {
+		p, err := d.c.Pair(ctx, p.ID)
+		return p.Status == "available", err
+	})
+	if err != nil {
+		return err
+	}
+	g, err := d.c.CreateGroup(ctx, client.GroupCreate{PairIDs: []string{p.ID}, PriorityStation: zones[0].AZ})
+	if err != nil {
+		return fmt.Errorf("create group: %w", err)
+	}
+	k.group = g.ID
+	err = until(ctx, "group is available", func(ctx context.Context) (bool, error) {
+		g, err := d.c.Group(ctx, g.ID)
+		return g.Status == "available", err
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.c.Act(ctx, g.ID, client.ActionSync); err != nil {
+		return fmt.Errorf("synchronize: %w", err)
+	}
+	return d.inSync(ctx, *k)
+}
+
+// inSync waits until the group replicates and nothing is left to copy.
+func (d *deployment) inSync(ctx context.Context, k disk) error {
+	return until(ctx, "group is active", func(ctx context.Context) (bool, error) {
+		g, err := d.c.Group(ctx, k.group)
+		if err != nil {
+			return false, err
+		}
+		if g.Status == "error" {
+			return false, errors.New("the group failed")
+		}
+		return g.Status == "available" && g.ReplicationStatus == "active" && g.FaultLevel != nil && *g.FaultLevel == "0", nil
+	})
+}
+
+// served gives the primary's export.
+func (d *deployment) served(ctx context.Context, k disk) (*served, error) {
+	pids, err := d.pids()
+	if err != nil {
+		return nil, err
+	}
+	uri, err := d.c.ConnectionURI(ctx, k.volume[0])
+	if err != nil {
+		return nil, err
+	}
+	return &served{uri: uri, pids: pids, stop: d.child.Stop}, nil
+}
+
+// remove ends the deployment and deletes its files.
+func (d *deployment) remove() error { return errors.Join(d.child.Stop(), os.RemoveAll(d.dir)) }
+
+// startLockstep starts the deployment that all rounds of load share; the first time it makes the disk,
+// whose files are filled as the peers' are.
+func startLockstep(ctx context.Context, s *site) (*served, error) {
+	if s.lockstep != nil {
+		if err := s.lockstep.start(ctx); err != nil {
+			return nil, err
+		}
+		if err := s.lockstep.inSync(ctx, s.disk); err != nil {
+			return nil, err
+		}
+		return s.lockstep.served(ctx, s.disk)
+	}
+	d, err := newDeployment(ctx, s, "lockstep")
+	if err != nil {
+		return nil, err
+	}
+	k, err := d.volumes(ctx, s.o.sizeGiB, func(_ int, path string) error { return fill(path, s.size()) })
+	if err == nil {
+		err = d.protect(ctx, &k)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.child.Stop())
+	}
+	s.lockstep, s.disk = d, k
+	return d.served(ctx, k)
+}
+
+// stopNode and startNode take the secondary away and bring it back.
+func (d *deployment) stopNode(ctx context.Context, zone int) error {
+	_, err := d.child.Layout.End(ctx, []dev.Member{zones[zone]}, syscall.SIGTERM, 20*time.Second)
+	return err
+}
+
+func (d *deployment) startNode(zone int) error {
+	_, err := d.child.Layout.Launch([]dev.Member{zones[zone]})
+	return err
+}

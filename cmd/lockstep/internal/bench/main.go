@@ -1,0 +1,199 @@
+// Command bench runs Lockstep, replicated between two nodes, and the tools that people would use
+// instead, with the same fio jobs, one after the other in every round, and prints how they compare.
+//
+// Everything runs in a network namespace of its own, whose loopback acknowledges at once: QEMU sets no
+// TCP_NODELAY, and would stall for 40 ms without. The files of all systems are on one file system and
+// filled in the same way.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// options are the command line's.
+type options struct {
+	lockstep  string // the binary
+	dir       string // scratch: as much as four volumes
+	out       string // the results' directory
+	rounds    int
+	runtime   time.Duration // of one job
+	sizeGiB   int64
+	systems   string // names, with commas; empty: all
+	workloads string // ids, with commas; empty: all
+	parts     string
+	seed      uint64
+}
+
+// report is the machine-readable file.
+type report struct {
+	When    time.Time `json:"when"`
+	Machine machine   `json:"machine"`
+	Version string    `json:"lockstep"`
+	Options string    `json:"options"`
+	Runs    []run     `json:"runs,omitempty"`
+	Flushes *flushes  `json:"flushes,omitempty"`
+	Syncs   []syncRun `json:"synchronizations,omitempty"`
+	Resync  []resync  `json:"resyncs,omitempty"`
+	Distant []run     `json:"distant,omitempty"`
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.lockstep, "lockstep", "bin/lockstep", "the `binary` to measure")
+	flag.StringVar(&o.dir, "dir", "", "scratch `directory`, on the file system to measure (default: a new one in out/bench)")
+	flag.StringVar(&o.out, "out", "out/bench", "`directory` of results.json and the plots")
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds; each runs every job on every system")
+	flag.DurationVar(&o.runtime, "runtime", 5*time.Second, "time of one job")
+	flag.Int64Var(&o.sizeGiB, "size", 4, "`GiB` of a volume")
+	flag.StringVar(&o.systems, "systems", "", "some of "+strings.Join(names(systems), ",")+" (default all)")
+	flag.StringVar(&o.workloads, "workloads", "", "some of "+strings.Join(names(workloads), ",")+" (default all)")
+	flag.StringVar(&o.parts, "parts", "load,flush,sync,resync,distance", "what to measure, some of load,flush,sync,resync,distance")
+	flag.Uint64Var(&o.seed, "seed", 1, "of the order of systems in a round")
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), "usage: bench [flags]\n\nCompares Lockstep with its peers. Needs root, fio, qemu-utils, nbdkit, ip and strace.\n\n"+
+			"  bench -rounds 1 -runtime 1s -size 1\n  bench -systems lockstep,quorum -workloads W1,W2 -parts load\n\n")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run1(ctx, o)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run1 is main without exits.
+func run1(ctx context.Context, o options) (err error) {
+	if err := o.check(); err != nil {
+		return err
+	}
+	if code, inside, err := inNamespace(ctx); !inside {
+		if err == nil && code != 0 {
+			err = fmt.Errorf("exit code %d", code)
+		}
+		return err
+	}
+	if o.lockstep, err = filepath.Abs(o.lockstep); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return err
+	}
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp(o.out, "work-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
+	}
+	if o.dir, err = filepath.Abs(o.dir); err != nil {
+		return err
+	}
+	r := &report{When: time.Now().UTC().Truncate(time.Second), Machine: thisMachine(o.dir), Options: strings.Join(os.Args[1:], " ")}
+	version, err := exec.CommandContext(ctx, o.lockstep, "version").Output()
+	if err != nil {
+		return fmt.Errorf("%s version: %w", o.lockstep, err)
+	}
+	r.Version, _, _ = strings.Cut(string(version), "\n")
+	for _, part := range strings.Split(o.parts, ",") {
+		if err := parts[part](ctx, o, r); err != nil {
+			return fmt.Errorf("%s: %w", part, err)
+		}
+	}
+	raw, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(o.out, "results.json")
+	if err := os.WriteFile(path, append(raw, '\n'), 0o644); err != nil {
+		return err
+	}
+	fmt.Println("\nresults:", path)
+	return nil
+}
+
+var parts = map[string]func(context.Context, options, *report) error{
+	"load": loads, "flush": countFlushes, "sync": synchronizations, "resync": resyncs, "distance": distances,
+}
+
+// check names what is wrong with the command line, and what is missing on the machine.
+func (o options) check() error {
+	var errs []error
+	if o.rounds < 1 || o.runtime < time.Second || o.sizeGiB < 1 {
+		errs = append(errs, errors.New("-rounds and -size must be at least 1, -runtime at least 1s"))
+	}
+	for _, p := range strings.Split(o.parts, ",") {
+		if parts[p] == nil {
+			errs = append(errs, fmt.Errorf("-parts: there is no %q", p))
+		}
+	}
+	for _, n := range split(o.systems) {
+		if !has(systems, n) {
+			errs = append(errs, fmt.Errorf("-systems: there is no %q", n))
+		}
+	}
+	for _, n := range split(o.workloads) {
+		if !has(workloads, n) {
+			errs = append(errs, fmt.Errorf("-workloads: there is no %q", n))
+		}
+	}
+	for _, tool := range []string{"fio", "qemu-nbd", "qemu-storage-daemon", "nbdkit", "ip", "strace", o.lockstep} {
+		if _, err := exec.LookPath(tool); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if os.Geteuid() != 0 {
+		errs = append(errs, errors.New("a network namespace needs root"))
+	}
+	return errors.Join(errs...)
+}
+
+// named is what the command line can choose by name.
+type named interface{ Name() string }
+
+func names[T named](all []T) []string {
+	out := make([]string, len(all))
+	for i, x := range all {
+		out[i] = x.Name()
+	}
+	return out
+}
+
+func has[T named](all []T, name string) bool {
+	return len(chosen(all, name)) == 1
+}
+
+// chosen gives those of all that list names, all if it names none.
+func chosen[T named](all []T, list string) []T {
+	if list == "" {
+		return all
+	}
+	var out []T
+	for _, x := range all {
+		for _, n := range split(list) {
+			if n == x.Name() {
+				out = append(out, x)
+			}
+		}
+	}
+	return out
+}
+
+func split(list string) []string {
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ",")
+}

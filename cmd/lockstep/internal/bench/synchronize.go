@@ -1,0 +1,241 @@
+package main
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/nbd/nbdclient"
+)
+
+// syncRun is one initial synchronization.
+type syncRun struct {
+	System string  `json:"system"`
+	Target string  `json:"target"` // sparse or preallocated
+	Round  int     `json:"round"`
+	MiBps  float64 `json:"mib_per_s"`
+}
+
+var targets = []string{"preallocated", "sparse"}
+
+// synchronizations copies a disk of random data for the first time, by Lockstep and by QEMU's mirror, to
+// a target that has every block and to one that has none.
+func synchronizations(ctx context.Context, o options, r *report) error {
+	s := &site{o: o, dir: o.dir}
+	for round := 1; round <= o.rounds; round++ {
+		for _, target := range targets {
+			for _, system := range []struct {
+				name string
+				run  func(context.Context, *site, string) (time.Duration, error)
+			}{{"lockstep", syncLockstep}, {"mirror", syncMirror}} {
+				took, err := system.run(ctx, s, target)
+				if err != nil {
+					return fmt.Errorf("%s to a %s target: %w", system.name, target, err)
+				}
+				x := syncRun{System: system.name, Target: target, Round: round, MiBps: float64(s.size()>>20) / took.Seconds()}
+				r.Syncs = append(r.Syncs, x)
+				fmt.Printf("initial synchronization, %-12s target, %-8s %7.0f MiB/s\n", target, x.System, x.MiBps)
+			}
+		}
+	}
+	for _, target := range targets {
+		var rates [2]float64
+		for i, system := range []string{"lockstep", "mirror"} {
+			var v []float64
+			for _, x := range r.Syncs {
+				if x.System == system && x.Target == target {
+					v = append(v, x.MiBps)
+				}
+			}
+			rates[i] = median(v)
+		}
+		fmt.Printf("initial synchronization, %s target: Lockstep %.0f MiB/s, mirror %.0f, ratio %.2f (goal 1.30)%s\n",
+			target, rates[0], rates[1], rates[0]/rates[1], verdict(rates[0] >= 1.3*rates[1]))
+	}
+	return nil
+}
+
+// randomize fills a file with bytes that no run of them repeats.
+func randomize(path string, size int64) error {
+	var key [16]byte
+	binary.LittleEndian.PutUint64(key[:], rand.Uint64())
+	b, err := aes.NewCipher(key[:])
+	if err != nil {
+		return err
+	}
+	stream := cipher.NewCTR(b, make([]byte, aes.BlockSize))
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < size && err == nil; off += int64(len(buf)) {
+		stream.XORKeyStream(buf, buf)
+		_, err = f.WriteAt(buf, off)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// prepareTarget makes the far file; one that exists is sparse.
+func prepareTarget(target, path string, size int64) error {
+	if target == "preallocated" {
+		return fill(path, size)
+	}
+	return nil
+}
+
+func syncLockstep(ctx context.Context, s *site, target string) (took time.Duration, err error) {
+	d, err := newDeployment(ctx, s, "sync")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, d.remove()) }()
+	k, err := d.volumes(ctx, s.o.sizeGiB, func(zone int, path string) error {
+		if zone == 0 {
+			return randomize(path, s.size())
+		}
+		return prepareTarget(target, path, s.size())
+	})
+	if err != nil {
+		return 0, err
+	}
+	if err := exec.CommandContext(ctx, "sync").Run(); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	err = d.protect(ctx, &k)
+	return time.Since(began), err
+}
+
+func syncMirror(ctx context.Context, s *site, target string) (took time.Duration, err error) {
+	defer func() {
+		_ = os.Remove(s.path("a.raw"))
+		_ = os.Remove(s.path("b.raw"))
+	}()
+	if err := randomize(s.path("a.raw"), s.size()); err != nil {
+		return 0, err
+	}
+	f, err := os.Create(s.path("b.raw"))
+	if err == nil {
+		err = errors.Join(f.Truncate(s.size()), f.Close())
+	}
+	if err == nil {
+		err = prepareTarget(target, s.path("b.raw"), s.size())
+	}
+	if err == nil {
+		err = exec.CommandContext(ctx, "sync").Run()
+	}
+	if err != nil {
+		return 0, err
+	}
+	sv, took, err := mirror(ctx, s)
+	if err != nil {
+		return 0, err
+	}
+	return took, sv.stop()
+}
+
+// resync is one synchronization after an outage.
+type resync struct {
+	Writes     int     `json:"writes"`
+	DirtyBytes int64   `json:"dirty_bytes"` // at the map's granularity
+	SentBytes  int64   `json:"sent_bytes"`  // on the wire, both ways, all traffic of the deployment included
+	Seconds    float64 `json:"seconds"`
+	MiBps      float64 `json:"mib_per_s"` // of dirty bytes
+}
+
+// scattered is how many writes an outage sees.
+const scattered = 10_000
+
+// resyncs takes the secondary away, writes blocks of 4 KiB all over the disk, and brings it back.
+func resyncs(ctx context.Context, o options, r *report) (err error) {
+	s := &site{o: o, dir: o.dir}
+	d, err := newDeployment(ctx, s, "resync")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.remove()) }()
+	k, err := d.volumes(ctx, o.sizeGiB, func(_ int, path string) error { return fill(path, s.size()) })
+	if err == nil {
+		err = d.protect(ctx, &k)
+	}
+	if err != nil {
+		return err
+	}
+	uri, err := d.c.ConnectionURI(ctx, k.volume[0])
+	if err != nil {
+		return err
+	}
+	c, err := nbdclient.Dial(ctx, uri)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	for range o.rounds {
+		if err := d.stopNode(ctx, 1); err != nil {
+			return err
+		}
+		dirty := map[int64]bool{}
+		block := make([]byte, 4096)
+		for range scattered {
+			off := rand.Int64N(s.size()/4096) * 4096
+			for i := range block {
+				block[i] = byte(rand.Uint32())
+			}
+			if err := c.WriteAt(ctx, block, off, false); err != nil {
+				return err
+			}
+			dirty[off/lockstep.ChunkBytes] = true
+		}
+		before, err := wireBytes()
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		if err := d.startNode(1); err != nil {
+			return err
+		}
+		if err := d.inSync(ctx, k); err != nil {
+			return err
+		}
+		x := resync{Writes: scattered, DirtyBytes: int64(len(dirty)) * lockstep.ChunkBytes, Seconds: time.Since(began).Seconds()}
+		after, err := wireBytes()
+		if err != nil {
+			return err
+		}
+		x.SentBytes = after - before
+		x.MiBps = float64(x.DirtyBytes>>20) / x.Seconds
+		r.Resync = append(r.Resync, x)
+		ratio := float64(x.SentBytes) / float64(x.DirtyBytes)
+		fmt.Printf("resync after %d writes: %d MiB dirty, %d MiB on the wire (%.2f, goal at most 1.10)%s, %.1f s from the start of the node: %.0f MiB/s (goal 100)%s\n",
+			x.Writes, x.DirtyBytes>>20, x.SentBytes>>20, ratio, verdict(ratio <= 1.1), x.Seconds, x.MiBps, verdict(x.MiBps >= 100))
+	}
+	return nil
+}
+
+// wireBytes is what has passed the loopback of this namespace.
+func wireBytes() (int64, error) {
+	raw, err := os.ReadFile("/proc/net/dev")
+	if err != nil {
+		return 0, err
+	}
+	for _, line := range strings.Split(string(raw), "\n") {
+		if name, rest, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "lo" {
+			return strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+		}
+	}
+	return 0, errors.New("/proc/net/dev has no lo")
+}
