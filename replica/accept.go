@@ -436,7 +436,9 @@ func (v *Volume) compare(off, length int64, sums []byte) ([]byte, error) {
 	}
 	var buf []byte // nil: a hole
 	if !v.isHole(off, length) {
-		buf = make([]byte, length)
+		mem := getRange()
+		defer putRange(mem)
+		buf = mem[:length]
 		if err := v.disk.ReadAt(buf, off); err != nil {
 			return nil, err
 		}

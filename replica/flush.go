@@ -45,14 +45,16 @@ func (v *Volume) backgroundFlush() error {
 	mode := v.mode
 	v.mu.Unlock()
 	switch {
-	case v.disk.IntentBytes() == 0:
+	case v.disk.IntentBytes() == 0 && !replicates(mode):
 		return nil
 	case mode == protocol.ModeOneSided:
 		if err := v.disk.Sync(); err != nil {
 			return v.broken(err)
 		}
 		return nil
-	case mode != protocol.ModeTwoSided:
+	case mode == protocol.ModeCopying || mode == protocol.ModeCopyTwoSided:
+		return v.flushCopied()
+	case mode != protocol.ModeTwoSided || v.disk.IntentBytes() == 0:
 		return nil
 	}
 	return v.flushAndClear(v.idleRounds(), func(marked []lockstep.Extent) []lockstep.Extent {
@@ -64,6 +66,26 @@ func (v *Volume) backgroundFlush() error {
 		}
 		return idle(marked, busy)
 	})
+}
+
+// flushCopied flushes both sides while a synchronization runs, so that little is left for the flush at its
+// end. Nothing follows from it.
+func (v *Volume) flushCopied() error {
+	v.mu.Lock()
+	l, epoch, changed := v.link, v.epoch, v.changed
+	v.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	remote := l.call(wire.Header{Kind: wire.KindFlush, Epoch: epoch, Volume: v.key}, nil)
+	if err := v.disk.Sync(); err != nil {
+		return v.broken(err)
+	}
+	select {
+	case <-remote: // an error is seen elsewhere
+	case <-changed:
+	}
+	return nil
 }
 
 // idleRounds is for how many background flushes a region must have been idle to lose its mark. A cold mark

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -214,6 +215,7 @@ func (g *Group) resync(ctx context.Context, v *Volume, l *link, epoch lockstep.E
 		empty = empty || id == v.pair
 	}
 	g.mu.Unlock()
+	how := &comparing{}
 	for {
 		v.mu.Lock()
 		left := v.todo != nil && !v.todo.Empty() && v.epoch == epoch
@@ -221,13 +223,13 @@ func (g *Group) resync(ctx context.Context, v *Volume, l *link, epoch lockstep.E
 		if !left {
 			return ctx.Err()
 		}
-		if err := v.resyncPass(ctx, l, epoch, empty); err != nil {
+		if err := v.resyncPass(ctx, l, epoch, empty, how); err != nil {
 			return err
 		}
 	}
 }
 
-func (v *Volume) resyncPass(ctx context.Context, l *link, epoch lockstep.Epoch, empty bool) error {
+func (v *Volume) resyncPass(ctx context.Context, l *link, epoch lockstep.Epoch, empty bool, how *comparing) error {
 	for window := int64(0); window < v.Size(); window += windowBytes {
 		exts := v.todoIn(lockstep.Extent{Off: window, Len: min(windowBytes, v.Size()-window)})
 		if len(exts) == 0 {
@@ -243,7 +245,7 @@ func (v *Volume) resyncPass(ctx context.Context, l *link, epoch lockstep.Epoch, 
 		eg.SetLimit(resyncDepth)
 		for _, ext := range exts {
 			err := split(ext, v.Size(), func(e lockstep.Extent) error {
-				eg.Go(func() error { return v.resyncRange(ectx, l, epoch, e, empty) })
+				eg.Go(func() error { return v.resyncRange(ectx, l, epoch, e, empty, how) })
 				return ectx.Err()
 			})
 			if err != nil {
@@ -285,7 +287,7 @@ func (v *Volume) todoIn(e lockstep.Extent) []lockstep.Extent {
 }
 
 // resyncRange claims a range against client writes, sends what of it is to be sent, and notes it.
-func (v *Volume) resyncRange(ctx context.Context, l *link, epoch lockstep.Epoch, e lockstep.Extent, empty bool) error {
+func (v *Volume) resyncRange(ctx context.Context, l *link, epoch lockstep.Epoch, e lockstep.Extent, empty bool, how *comparing) error {
 	claim := &op{kind: opChunk, ext: e}
 	v.mu.Lock()
 	for {
@@ -315,7 +317,7 @@ func (v *Volume) resyncRange(ctx context.Context, l *link, epoch lockstep.Epoch,
 		v.leave(claim)
 		v.mu.Unlock()
 	}()
-	err := v.sendDiffering(ctx, l, epoch, e, func(i int) bool { return wanted[i] }, empty)
+	err := v.sendDiffering(ctx, l, epoch, e, func(i int) bool { return wanted[i] }, empty, how)
 	if err != nil {
 		return err
 	}
@@ -333,8 +335,8 @@ func (v *Volume) resyncRange(ctx context.Context, l *link, epoch lockstep.Epoch,
 }
 
 // sendDiffering sends the chunks of e that want names and that differ at the secondary, and waits
-// until they are applied there.
-func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoch, e lockstep.Extent, want func(i int) bool, empty bool) error {
+// until they are applied there. how may be nil.
+func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoch, e lockstep.Extent, want func(i int) bool, empty bool, how *comparing) error {
 	first, last := chunks(e)
 	if e.Off%lockstep.ChunkBytes != 0 {
 		return errors.New("a range that does not begin at a chunk")
@@ -342,7 +344,9 @@ func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoc
 	if empty && v.isHole(e.Off, e.Len) {
 		return nil
 	}
-	buf, err := v.readRange(e)
+	mem := getRange()
+	defer putRange(mem)
+	buf, err := v.readRange(e, mem)
 	if err != nil {
 		return err
 	}
@@ -353,29 +357,46 @@ func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoc
 		return buf[int64(i)*lockstep.ChunkBytes : min(int64(i+1)*lockstep.ChunkBytes, e.Len)]
 	}
 	differ := make([]byte, last-first)
-	if empty {
+	switch {
+	case empty:
 		for i := range differ {
 			if !allZero(piece(i)) {
 				differ[i] = 1
 			}
 		}
-	} else if differ, err = v.differing(ctx, l, epoch, e, buf); err != nil {
-		return err
+	case !how.worth():
+		for i := range differ {
+			differ[i] = 1
+		}
+	default:
+		if differ, err = v.differing(ctx, l, epoch, e, buf); err != nil {
+			return err
+		}
+		how.saw(differ)
 	}
 	if err := ctx.Err(); err != nil { // an answer and the end of the epoch may come together
 		return err
 	}
 	var waits []<-chan reply
-	for i, d := range differ {
-		if d == 0 || !want(i) {
+	for i := 0; i < len(differ); {
+		if differ[i] == 0 || !want(i) {
+			i++
 			continue
 		}
-		p := piece(i)
-		h := wire.Header{Kind: wire.KindWrite, Flags: wire.FlagResync, Epoch: epoch, Volume: v.key, Offset: uint64(e.Off + int64(i)*lockstep.ChunkBytes), Length: uint64(len(p))}
-		if allZero(p) {
-			h.Kind, p = wire.KindZero, nil
+		// Neighbours that are sent, too, go along, zeroes with zeroes.
+		zero, n := allZero(piece(i)), 1
+		for i+n < len(differ) && differ[i+n] != 0 && want(i+n) && allZero(piece(i+n)) == zero {
+			n++
+		}
+		off := int64(i) * lockstep.ChunkBytes
+		length := min(int64(n)*lockstep.ChunkBytes, e.Len-off)
+		h := wire.Header{Kind: wire.KindZero, Flags: wire.FlagResync, Epoch: epoch, Volume: v.key, Offset: uint64(e.Off + off), Length: uint64(length)}
+		var p []byte
+		if !zero {
+			h.Kind, p = wire.KindWrite, buf[off:off+length]
 		}
 		waits = append(waits, l.call(h, p))
+		i += n
 	}
 	for _, ch := range waits {
 		select {
@@ -390,12 +411,64 @@ func (v *Volume) sendDiffering(ctx context.Context, l *link, epoch lockstep.Epoc
 	return nil
 }
 
-// readRange reads a range; nil stands for zeroes that no byte is allocated for.
-func (v *Volume) readRange(e lockstep.Extent) ([]byte, error) {
+// rangePool holds memory for ranges of compareBytes.
+var rangePool = sync.Pool{New: func() any { return new([compareBytes]byte) }}
+
+func getRange() *[compareBytes]byte {
+	mem, _ := rangePool.Get().(*[compareBytes]byte)
+	return mem
+}
+
+func putRange(mem *[compareBytes]byte) { rangePool.Put(mem) }
+
+// comparing decides whether the chunks of a range are compared before they are sent, which pays where
+// some of them are the same: after streakRanges ranges without one, so many are sent as they are, and then
+// one is tried again. A nil comparing always compares.
+type comparing struct {
+	mu           sync.Mutex
+	streak, skip int
+}
+
+const (
+	streakRanges = 8
+	skipRanges   = 32
+)
+
+func (c *comparing) worth() bool {
+	if c == nil {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.skip == 0 {
+		return true
+	}
+	c.skip--
+	return false
+}
+
+// saw notes what a comparison gave: a byte for each chunk, 1 where it differs.
+func (c *comparing) saw(differ []byte) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if bytes.IndexByte(differ, 0) >= 0 {
+		c.streak = 0
+		return
+	}
+	if c.streak++; c.streak >= streakRanges {
+		c.skip = skipRanges
+	}
+}
+
+// readRange reads a range into mem; nil stands for zeroes that no byte is allocated for.
+func (v *Volume) readRange(e lockstep.Extent, mem *[compareBytes]byte) ([]byte, error) {
 	if v.isHole(e.Off, e.Len) {
 		return nil, nil
 	}
-	buf := make([]byte, e.Len)
+	buf := mem[:e.Len]
 	return buf, v.disk.ReadAt(buf, e.Off)
 }
 

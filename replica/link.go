@@ -123,11 +123,15 @@ func (l *link) take() []byte {
 	return buf
 }
 
+// maxSpareBytes holds what a synchronization has under way at once.
+const maxSpareBytes = (resyncDepth + 2) * compareBytes
+
 // giveBack keeps a buffer that was written. Called with mu held.
 func (l *link) giveBack(buf []byte) {
-	if cap(buf) <= 4<<20 && cap(buf) > cap(l.spare) {
-		l.spare = buf[:0]
+	if cap(buf) > maxSpareBytes || cap(buf) <= cap(l.spare) || cap(buf) > 1<<20 && len(buf) < cap(buf)/16 {
+		return // too large for always, or for what there is to send now
 	}
+	l.spare = buf[:0]
 }
 
 // push is flush for callers that may not block: what the socket does not take at once is written by

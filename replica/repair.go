@@ -110,7 +110,7 @@ func (v *Volume) repair(ctx context.Context, l *link, epoch lockstep.Epoch) erro
 				}
 				region := lockstep.Extent{Off: int64(r) * lockstep.RegionBytes, Len: lockstep.RegionBytes}
 				err := split(region, v.Size(), func(e lockstep.Extent) error {
-					return v.sendDiffering(ctx, l, epoch, e, func(int) bool { return true }, false)
+					return v.sendDiffering(ctx, l, epoch, e, func(int) bool { return true }, false, nil)
 				})
 				if err != nil {
 					return err

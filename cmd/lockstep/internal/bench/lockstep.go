@@ -20,6 +20,7 @@ type deployment struct {
 	dir   string
 	child *dev.Child
 	c     *client.Client
+	asked time.Time // when the last synchronization was asked for
 }
 
 var zones = [2]dev.Member{{AZ: "az1", N: 1}, {AZ: "az2", N: 1}}
@@ -90,9 +91,17 @@ func (d *deployment) raw(zone int, volume string) string {
 // volumes makes a volume in each zone; prepare fills the files, if it is not nil.
 func (d *deployment) volumes(ctx context.Context, sizeGiB int64, prepare func(zone int, path string) error) (k disk, err error) {
 	for i, m := range zones {
-		v, err := d.c.CreateVolume(ctx, client.VolumeCreate{SizeGiB: sizeGiB, AvailabilityZone: m.AZ})
+		var v client.Volume
+		patience := time.Now().Add(time.Minute) // with a disk that is busy with the files of before
+		err := until(ctx, "create volume", func(ctx context.Context) (bool, error) {
+			v, err = d.c.CreateVolume(ctx, client.VolumeCreate{SizeGiB: sizeGiB, AvailabilityZone: m.AZ})
+			if err != nil && time.Now().Before(patience) {
+				return false, nil
+			}
+			return err == nil, err
+		})
 		if err != nil {
-			return k, fmt.Errorf("create volume: %w", err)
+			return k, err
 		}
 		k.volume[i] = v.ID
 		err = until(ctx, "volume is available", func(ctx context.Context) (bool, error) {
@@ -130,6 +139,7 @@ func (d *deployment) protect(ctx context.Context, k *disk) error {
 		return fmt.Errorf("create group: %w", err)
 	}
 	k.group = g.ID
+	patience := time.Now().Add(time.Minute)
 	err = until(ctx, "group is available", func(ctx context.Context) (bool, error) {
 		g, err := d.c.Group(ctx, g.ID)
 		return g.Status == "available", err
@@ -137,8 +147,17 @@ func (d *deployment) protect(ctx context.Context, k *disk) error {
 	if err != nil {
 		return err
 	}
-	if err := d.c.Act(ctx, g.ID, client.ActionSync); err != nil {
-		return fmt.Errorf("synchronize: %w", err)
+	// After files were filled the disk may be so busy that a node's lease in the store has run out.
+	err = until(ctx, "synchronize", func(ctx context.Context) (bool, error) {
+		d.asked = time.Now()
+		err := d.c.Act(ctx, g.ID, client.ActionSync)
+		if client.IsConflict(err) && d.asked.Before(patience) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		return err
 	}
 	return d.inSync(ctx, *k)
 }

@@ -73,7 +73,7 @@ var mutants = []mutant{
 	{
 		"half-resync", "a synchronization sends all that differs",
 		[]string{"kill in mid-resync"},
-		[]edit{{"replica/jobs.go", "		if d == 0 || !want(i) {\n", "		if d == 0 || !want(i) || i == 3 {\n"}},
+		[]edit{{"replica/jobs.go", "		if differ[i] == 0 || !want(i) {\n", "		if differ[i] == 0 || !want(i) || i == 3 {\n"}},
 	},
 	{
 		"alone-in-sync", "leaving in sync is an epoch",
