@@ -41,9 +41,11 @@ func newBed(t testing.TB) *bed {
 	return b
 }
 
-func newBedOn(t testing.TB, fs vfs.FS) *bed {
+func newBedOn(t testing.TB, fs vfs.FS) *bed { return newBedAt(t, fs, "/pool") }
+
+func newBedAt(t testing.TB, fs vfs.FS, dir string) *bed {
 	b := &bed{t: t}
-	pool, err := disk.OpenPool("/pool", disk.Options{FS: fs, Logger: discard()})
+	pool, err := disk.OpenPool(dir, disk.Options{FS: fs, Logger: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,265 @@
+package replica
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/block"
+	"github.com/lockstep-dr/lockstep/disk/vfs"
+	"github.com/lockstep-dr/lockstep/protocol"
+)
+
+// outcome is a block.Completion that remembers.
+type outcome struct{ ch chan error }
+
+func newOutcome() *outcome { return &outcome{ch: make(chan error, 1)} }
+
+func (o *outcome) Done(err error) block.Flusher {
+	o.ch <- err
+	return nil
+}
+
+func (o *outcome) pending(t *testing.T, when string) {
+	t.Helper()
+	select {
+	case err := <-o.ch:
+		t.Fatalf("%s the write has ended: %v", when, err)
+	case <-time.After(20 * time.Millisecond):
+	}
+}
+
+func (o *outcome) ended(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-o.ch:
+		return err
+	case <-time.After(5 * time.Second):
+		t.Fatal("the write has not ended")
+	}
+	return nil
+}
+
+// twoSidedBed is a volume in sync with a far end, whose first regions are marked.
+func twoSidedBed(t *testing.T) (*bed, *far) {
+	b := newBed(t)
+	f := b.link(1)
+	b.v.setMode(protocol.ModeTwoSided, 1, f.l, valid(1, time.Minute), "")
+	w := b.write(0, 1)
+	f.ack(f.next())
+	if err := b.ended(w); err != nil {
+		t.Fatal(err)
+	}
+	return b, f
+}
+
+func page(fill byte) []byte { return bytes.Repeat([]byte{fill}, 4096) }
+
+// TestBatchWriteNeedsBothSides: a write of a batch is told as done when it is applied here and acknowledged
+// there, in whichever order, and not before.
+func TestBatchWriteNeedsBothSides(t *testing.T) {
+	b, f := twoSidedBed(t)
+	batch, o := b.v.NewBatch(), newOutcome()
+	if !batch.Write(page(2), 4096, o) {
+		t.Fatal("refused, although the region is marked and nothing is in the way")
+	}
+	o.pending(t, "before Run")
+	batch.Run()
+	h := f.next()
+	o.pending(t, "without the other side's answer")
+	f.ack(h)
+	if err := o.ended(t); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4096)
+	if !batch.Read(got, 4096) || !bytes.Equal(got, page(2)) {
+		t.Fatal("what was written is not there")
+	}
+
+	// The answer may come before the local write: the frame leaves first.
+	o = newOutcome()
+	if !batch.Write(page(3), 8192, o) {
+		t.Fatal("refused")
+	}
+	f.l.push()
+	f.ack(f.next())
+	o.pending(t, "before it is applied here")
+	batch.Run()
+	if err := o.ended(t); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBatchRefusesWhatMustWait: what a batch does not take has had no effect.
+func TestBatchRefusesWhatMustWait(t *testing.T) {
+	b, f := twoSidedBed(t)
+	batch := b.v.NewBatch()
+	refused := func(why string, off int64, n int) {
+		t.Helper()
+		o := newOutcome()
+		if batch.Write(make([]byte, n), off, o) {
+			t.Errorf("%s: the write was begun", why)
+		}
+		batch.Run()
+		o.pending(t, why)
+	}
+	if b.d.IntentMarked(testSize-4096, 4096) {
+		t.Fatal("the last region is marked")
+	}
+	refused("a region without a mark", testSize-4096, 4096)
+	refused("beyond the end", testSize, 4096)
+	refused("nothing", 0, 0)
+
+	o := newOutcome()
+	if !batch.Write(page(2), 4096, o) {
+		t.Fatal("refused")
+	}
+	refused("an overlapping write in flight", 4096+512, 512)
+	batch.Run()
+	h := f.next()
+	got := make([]byte, 4096)
+	if batch.Read(got, 4096) {
+		t.Error("a read gave what is not acknowledged")
+	}
+	if !batch.Read(got, 0) || got[0] != 1 {
+		t.Error("a read beside it was refused")
+	}
+	f.ack(h)
+	if err := o.ended(t); err != nil {
+		t.Fatal(err)
+	}
+
+	b.v.mu.Lock()
+	b.v.lease = valid(1, -time.Minute)
+	b.v.mu.Unlock()
+	if batch.Read(got, 0) {
+		t.Error("a read was answered without a lease")
+	}
+	for _, mode := range []protocol.Mode{protocol.ModeHeld, protocol.ModeRefused} {
+		b.v.setMode(mode, 1, nil, nil, "test")
+		refused(string(mode), 0, 4096)
+		if batch.Read(got, 0) {
+			t.Errorf("%s: a read was answered", mode)
+		}
+	}
+	b.v.setMode(protocol.ModeOneSided, 2, nil, nil, "")
+	refused("one-sided, where it has to be noted as dirty first", 0, 4096)
+}
+
+// TestBatchWriteAcrossAChangeOfLinks: what was begun on a link that dies is sent again on the next, and only
+// the answer of that one counts.
+func TestBatchWriteAcrossAChangeOfLinks(t *testing.T) {
+	b, f := twoSidedBed(t)
+	batch, o := b.v.NewBatch(), newOutcome()
+	if !batch.Write(page(2), 4096, o) {
+		t.Fatal("refused")
+	}
+	b.v.setMode(protocol.ModeHeld, 1, nil, nil, "the link broke")
+	batch.Run()
+	f.ack(f.next())
+	o.pending(t, "while held")
+	f2 := b.link(2)
+	b.v.setMode(protocol.ModeTwoSided, 2, f2.l, valid(2, time.Minute), "")
+	h := f2.next()
+	o.pending(t, "on the new link, without its answer")
+	f2.ack(h)
+	if err := o.ended(t); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBatchWriteFails: an error of the disk is told, and is the volume's.
+func TestBatchWriteFails(t *testing.T) {
+	b, _ := twoSidedBed(t)
+	b.fs.OnOp(func(op vfs.Op) error {
+		if op == "raw:write" {
+			return errors.New("broken on purpose")
+		}
+		return nil
+	})
+	batch, o := b.v.NewBatch(), newOutcome()
+	if !batch.Write(page(2), 4096, o) {
+		t.Fatal("refused")
+	}
+	batch.Run()
+	if err := o.ended(t); !errors.Is(err, lockstep.ErrVolumeFailed) {
+		t.Fatalf("got %v", err)
+	}
+	if b.failures() != 1 || batch.Write(page(3), 8192, newOutcome()) {
+		t.Fatalf("%d failures told; or a failed volume takes writes", b.failures())
+	}
+}
+
+// cachedFS lets something happen in the middle of a read from memory.
+type cachedFS struct{ *halvesFS }
+
+type cachedFile struct{ *halvesFile }
+
+func (c *cachedFS) OpenFile(label, path string, flags int) (vfs.File, error) {
+	f, err := c.halvesFS.OpenFile(label, path, flags)
+	if h, ok := f.(*halvesFile); ok {
+		f = &cachedFile{h}
+	}
+	return f, err
+}
+
+func (f *cachedFile) ReadCached(p []byte, off int64) bool {
+	n, err := f.ReadAt(p, off)
+	return n == len(p) && err == nil
+}
+
+// TestBatchReadIsNotTorn: a write that comes while a batch reads makes the read void.
+func TestBatchReadIsNotTorn(t *testing.T) {
+	fs := &cachedFS{&halvesFS{FS: vfs.NewMem()}}
+	b := newBedOn(t, fs)
+	b.v.setMode(protocol.ModePlain, 1, nil, nil, "")
+	batch, p := b.v.NewBatch(), make([]byte, 3*4096)
+	if !batch.Read(p, 0) {
+		t.Fatal("refused with nothing in the way")
+	}
+	fs.between = func() {
+		fs.between = nil
+		if err := b.ended(b.write(4096, 2)); err != nil {
+			t.Error(err)
+		}
+	}
+	if batch.Read(p, 0) {
+		t.Fatal("a read that was written into was given out")
+	}
+	fs.between = func() {
+		fs.between = nil
+		b.v.setMode(protocol.ModePlain, 2, nil, nil, "")
+	}
+	if batch.Read(p, 0) {
+		t.Fatal("a read over a change of the mode was given out")
+	}
+	if !batch.Read(p, 0) || len(b.v.reads) != 0 {
+		t.Fatalf("refused with nothing in the way, or reads left: %d", len(b.v.reads))
+	}
+}
+
+// TestBatchDoesNotAllocate holds the promise of the write path.
+func TestBatchDoesNotAllocate(t *testing.T) {
+	b := newBedAt(t, vfs.OS, t.TempDir())
+	b.v.setMode(protocol.ModePlain, 1, nil, nil, "")
+	batch, p, got := b.v.NewBatch(), page(1), make([]byte, 4096)
+	o := newOutcome()
+	one := func() {
+		if !batch.Write(p, 0, o) {
+			t.Fatal("refused")
+		}
+		batch.Run()
+		if err := <-o.ch; err != nil {
+			t.Fatal(err)
+		}
+		if !batch.Read(got, 0) {
+			t.Fatal("not in memory")
+		}
+	}
+	one()
+	if n := testing.AllocsPerRun(200, one); n > 0 {
+		t.Errorf("%v allocations for a write and a read", n)
+	}
+}
