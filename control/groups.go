@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -248,7 +249,7 @@ func (c *Controller) UpdateGroup(ctx context.Context, caller Caller, id lockstep
 	}
 	opID := newID()
 	var view GroupView
-	err := c.update(ctx, nil, func(t *tx) error {
+	err := c.onceTakenOver(ctx, func(t *tx) error {
 		g, r, err := seenGroup(t, caller, id)
 		if err != nil {
 			return err
@@ -394,10 +395,30 @@ func (t *tx) checkTakenOver(g store.Group, r protocol.Record) error {
 			return err
 		}
 		if alive && (a.Epoch != r.Epoch || a.Step != protocol.StepAdopted) {
-			return conflict(codeBusy, "node %s has not taken over as the primary yet, try again", n)
+			return notTakenOverError{conflict(codeBusy, "node %s has not taken over as the primary yet, try again", n)}
 		}
 	}
 	return nil
+}
+
+// notTakenOverError is a refusal that ends by itself, as a rule within two seconds of a failover.
+type notTakenOverError struct{ error }
+
+func (e notTakenOverError) Unwrap() error { return e.error }
+
+// takeOverPatience is how long a call waits for that: a client that takes a group apart right after its
+// failover, as Terraform does, does not try again.
+const takeOverPatience = 4 * time.Second
+
+// onceTakenOver is update, tried again while checkTakenOver refuses.
+func (c *Controller) onceTakenOver(ctx context.Context, change func(*tx) error) error {
+	for deadline := time.Now().Add(takeOverPatience); ; {
+		err := c.update(ctx, nil, change)
+		var not notTakenOverError
+		if !errors.As(err, &not) || time.Now().After(deadline) || !sleep(ctx, 100*time.Millisecond) {
+			return err
+		}
+	}
 }
 
 // DeleteGroup deletes a group without pairs. Its record stays as a tombstone, unseen at the API,
