@@ -22,9 +22,9 @@ WHOLE_SEEDS   ?= 100
 WHOLE_TIME    ?= 60s
 FUZZTIME      ?= 10s
 # What tests use, and the packages of Debian that have it.
-TOOLS         := qemu-img qemu-io qemu-system-x86_64 fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4 spin gcc
+TOOLS         := qemu-img qemu-io qemu-system-x86_64 fio nbdkit nbdinfo nbdcopy jq openstack mkfs.xfs mkfs.ext4 spin gcc qemu-storage-daemon strace ip
 APT_PACKAGES  := qemu-utils qemu-system-x86 linux-image-cloud-amd64 fio nbdkit libnbd-bin jq python3-openstackclient xfsprogs e2fsprogs \
-	spin gcc libc6-dev
+	spin gcc libc6-dev qemu-system-common strace iproute2
 
 export CGO_ENABLED ?= 0
 
@@ -127,6 +127,14 @@ e2e: e2e-bin ## end-to-end tests against real processes, the demonstration inclu
 failover-time: build ## 20 rounds of losing a zone under load: median and maximum of the failover
 	LOCKSTEP_BIN=$(CURDIR)/bin/lockstep $(GO) test ./test/e2e -run LosingAZone -v -count=1 -timeout 15m
 
+BENCH = $(GO) run ./cmd/lockstep/internal/bench
+.PHONY: bench bench-smoke
+bench: build ## Lockstep beside QEMU's quorum, mirror and server and nbdkit: ratios, results.json and plots in out/bench (ARGS=… for some)
+	$(BENCH) $(ARGS)
+
+bench-smoke: build ## the benchmark for two minutes: it must complete
+	$(BENCH) -rounds 1 -runtime 1s -size 1 -workloads W1,W5 -parts load -out out/bench-smoke
+
 SOAK ?= 10m
 soak: build ## random faults on real processes for SOAK
 	LOCKSTEP_BIN=$(CURDIR)/bin/lockstep $(GO) test ./test/e2e -run AnySequence -random $(SOAK) -v -count=1 -timeout 0
@@ -149,8 +157,8 @@ power: e2e-bin ## LOSSES losses of power of nodes in virtual machines
 	$(FAULTS) ./test/power $(SEED:%=-seed %) -losses $(LOSSES)
 
 # One after the other, whatever -j says: they share the machine's cores.
-test: ## everything: deps, lint, unit, long, model, sim, e2e
-	@for step in deps lint unit long model sim e2e; do $(MAKE) --no-print-directory MODEL_SET=ci $$step; done
+test: ## everything: deps, lint, unit, long, model, sim, e2e, bench-smoke
+	@for step in deps lint unit long model sim e2e bench-smoke; do $(MAKE) --no-print-directory MODEL_SET=ci $$step; done
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for pkg in $$($(GO) list ./...); do \

@@ -214,3 +214,36 @@ func BenchmarkWritePlain(b *testing.B) {
 	p.a.SetAccess("va", store.Access{Mode: store.AccessPlain})
 	benchWrite(b, p.a.Volume("va"), 1)
 }
+
+// BenchmarkBatch writes as the NBD server does: depth writes at a time, over a link between two pools.
+func BenchmarkBatch(b *testing.B) {
+	for _, depth := range []int{1, 32} {
+		b.Run(fmt.Sprintf("qd%d", depth), func(b *testing.B) {
+			p := newPair(b, b.TempDir(), b.TempDir())
+			p.sync(b)
+			v := p.a.Volume("va")
+			batch, o := v.NewBatch(), &outcome{ch: make(chan error, depth)}
+			data := make([]byte, 4096)
+			if err := v.WriteAt(context.Background(), data, 0, false); err != nil { // marks the region
+				b.Fatal(err)
+			}
+			b.SetBytes(4096)
+			b.ReportAllocs()
+			for i, inFlight := int64(0), 0; b.Loop(); i++ {
+				for inFlight >= depth {
+					if err := <-o.ch; err != nil {
+						b.Fatal(err)
+					}
+					inFlight--
+				}
+				if !batch.Write(data, i%256*4096, o) {
+					b.Fatal("refused")
+				}
+				if inFlight++; inFlight == depth || i%8 == 7 {
+					batch.Run()
+				}
+			}
+			batch.Run()
+		})
+	}
+}

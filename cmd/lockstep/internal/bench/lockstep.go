@@ -192,31 +192,28 @@ func (d *deployment) served(ctx context.Context, k disk) (*served, error) {
 // remove ends the deployment and deletes its files.
 func (d *deployment) remove() error { return errors.Join(d.child.Stop(), os.RemoveAll(d.dir)) }
 
-// startLockstep starts the deployment that all rounds of load share; the first time it makes the disk,
-// whose files are filled as the peers' are.
+// startLockstep makes the deployment and the disk that all rounds of load share. It runs on, idle, while others
+// are measured: a node that starts compares what was written last with the other side.
 func startLockstep(ctx context.Context, s *site) (*served, error) {
-	if s.lockstep != nil {
-		if err := s.lockstep.start(ctx); err != nil {
+	if s.lockstep == nil {
+		d, err := newDeployment(ctx, s, "lockstep")
+		if err != nil {
 			return nil, err
 		}
-		if err := s.lockstep.inSync(ctx, s.disk); err != nil {
+		s.lockstep = d
+		if s.disk, err = d.volumes(ctx, s.o.sizeGiB, nil); err != nil {
 			return nil, err
 		}
-		return s.lockstep.served(ctx, s.disk)
+		if err := d.protect(ctx, &s.disk); err != nil {
+			return nil, err
+		}
 	}
-	d, err := newDeployment(ctx, s, "lockstep")
+	sv, err := s.lockstep.served(ctx, s.disk)
 	if err != nil {
 		return nil, err
 	}
-	k, err := d.volumes(ctx, s.o.sizeGiB, func(_ int, path string) error { return fill(path, s.size()) })
-	if err == nil {
-		err = d.protect(ctx, &k)
-	}
-	if err != nil {
-		return nil, errors.Join(err, d.child.Stop())
-	}
-	s.lockstep, s.disk = d, k
-	return d.served(ctx, k)
+	sv.stop = func() error { return nil }
+	return sv, nil
 }
 
 // stopNode and startNode take the secondary away and bring it back.

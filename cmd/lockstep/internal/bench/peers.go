@@ -43,13 +43,13 @@ type site struct {
 	dir      string
 	lockstep *deployment // of the load; nil before its first turn
 	disk     disk
+	filled   map[string]bool // systems whose disk was written once
 }
 
 func (s *site) size() int64             { return s.o.sizeGiB << 30 }
 func (s *site) path(name string) string { return filepath.Join(s.dir, name) }
 
-// fill writes zeroes to every block of a file, 1 MiB at a time: what a write costs later depends on how
-// large the writes were that made the page cache's folios.
+// fill writes zeroes to every block of a file.
 func fill(path string, size int64) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -65,14 +65,15 @@ func fill(path string, size int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// peerFiles makes sure that the peers' files are there.
+// peerFiles makes sure that the peers' files are there, sparse.
 func (s *site) peerFiles(names ...string) error {
 	for _, n := range names {
-		if st, err := os.Stat(s.path(n)); err == nil && st.Size() == s.size() {
-			continue
+		f, err := os.OpenFile(s.path(n), os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
 		}
-		if err := fill(s.path(n), s.size()); err != nil {
-			return fmt.Errorf("fill %s: %w", n, err)
+		if err := errors.Join(f.Truncate(s.size()), f.Close()); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -66,6 +66,21 @@ var mutants = []mutant{
 		[]edit{{"replica/read.go", "		todo = torn\n", "		todo = nil\n"}},
 	},
 	{
+		"batch-not-marked", "a batch begins only writes to marked regions",
+		[]string{"kill in mid-write"},
+		[]edit{{"replica/submit.go", " || !v.disk.TryMarkIntent(off, ext.Len)", ""}},
+	},
+	{
+		"batch-unacknowledged-reads", "a batch reads nothing that is not acknowledged",
+		[]string{"isolated readers", "hot block"},
+		[]edit{{"replica/submit.go", " || v.inFlight(ext) {", " {"}},
+	},
+	{
+		"batch-lease", "a batch reads under a lease",
+		[]string{"isolated readers", "frozen primary"},
+		[]edit{{"replica/submit.go", " && (v.lease == nil || v.lease.holds(v.epoch))", ""}},
+	},
+	{
 		"old-epochs", "a secondary refuses frames of older epochs",
 		[]string{"frozen primary"},
 		[]edit{{"replica/accept.go", "	case h.Epoch < b.fenced:\n", "	case false:\n"}},
