@@ -60,8 +60,13 @@ func TestMarkAhead(t *testing.T) {
 		due bool
 		end int64 // of the marks afterwards
 	}{
-		{16 * mib, false, 48 * mib}, {39 * mib, false, 48 * mib}, {40 * mib, true, 80 * mib}, {60 * mib, false, 80 * mib},
-		{64 * mib, true, 144 * mib}, {112 * mib, true, 272 * mib}, {208 * mib, true, 272 * mib},
+		{16 * mib, false, 48 * mib},
+		{39 * mib, false, 48 * mib},
+		{40 * mib, true, 80 * mib},
+		{60 * mib, false, 80 * mib},
+		{64 * mib, true, 144 * mib},
+		{112 * mib, true, 272 * mib},
+		{208 * mib, true, 272 * mib},
 	} {
 		must(t, v.MarkIntent(c.at, mib))
 		if got := v.AheadDue(c.at, mib); got != c.due {
