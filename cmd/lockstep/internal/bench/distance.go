@@ -132,7 +132,7 @@ func (d *deployment) atDistance(ctx context.Context, k disk, rtt time.Duration) 
 	if err := d.child.Layout.Configure(far[0], settings); err != nil {
 		return nil, err
 	}
-	if _, err := d.child.Layout.Launch(far); err != nil {
+	if err := d.startNode(ctx, 1); err != nil {
 		return nil, err
 	}
 	if err := d.inSync(ctx, k); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -222,7 +223,11 @@ func (d *deployment) stopNode(ctx context.Context, zone int) error {
 	return err
 }
 
-func (d *deployment) startNode(zone int) error {
-	_, err := d.child.Layout.Launch([]dev.Member{zones[zone]})
-	return err
+func (d *deployment) startNode(ctx context.Context, zone int) error {
+	// By the command: dev.Layout.Launch would start this very program as a node.
+	out, err := exec.CommandContext(ctx, d.s.o.lockstep, "dev", "start", zones[zone].AZ, "--dir", d.dir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("start the node in %s: %w: %s", zones[zone].AZ, err, out)
+	}
+	return nil
 }

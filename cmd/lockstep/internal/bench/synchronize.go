@@ -210,7 +210,7 @@ func resyncs(ctx context.Context, o options, r *report) (err error) {
 			return err
 		}
 		began := time.Now()
-		if err := d.startNode(1); err != nil {
+		if err := d.startNode(ctx, 1); err != nil {
 			return err
 		}
 		if err := d.inSync(ctx, k); err != nil {
