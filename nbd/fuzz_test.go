@@ -106,7 +106,7 @@ func (e *fuzzExports) Open(_ context.Context, name string) (Export, error) {
 	}
 	e.open.Add(1)
 	return Export{
-		Device:   strictDevice{block.NewMemory(256 << 10), e.t},
+		Device:   batched{strictDevice{block.NewMemory(256 << 10), e.t}},
 		ReadOnly: name == "w",
 		Release:  func() { e.open.Add(-1) },
 	}, nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/lockstep-dr/lockstep"
@@ -17,12 +18,16 @@ const testSize = 64 << 20
 
 // inBothModes runs a test with simple and with structured replies.
 func inBothModes(t *testing.T, test func(t *testing.T, c *client, dev *block.Fault)) {
-	for _, structured := range []bool{false, true} {
-		t.Run(map[bool]string{false: "simple", true: "structured"}[structured], func(t *testing.T) {
+	for _, name := range []string{"simple", "structured", "simple batched", "structured batched"} {
+		t.Run(name, func(t *testing.T) {
 			dev := block.NewFault(block.NewMemory(testSize))
-			s := newTestServer(t, &Server{Exports: testExports{"v": {Device: dev}}}, "unix")
+			export := Export{Device: dev}
+			if strings.HasSuffix(name, "batched") {
+				export.Device = batched{dev}
+			}
+			s := newTestServer(t, &Server{Exports: testExports{"v": export}}, "unix")
 			c := s.connect(t)
-			if structured {
+			if strings.HasPrefix(name, "structured") {
 				c.optStructured()
 				c.setMeta("v", ContextBaseAllocation)
 			}
