@@ -19,10 +19,7 @@ import (
 // into one of 1 MiB cost ten times as much as into one of 16 KiB, on ext4.
 const pieceBytes = 16 << 10
 
-// zeroBlock is the size in which zeroes are written.
-const zeroBlock = pieceBytes
-
-var zeroes [zeroBlock]byte
+var zeroes [pieceBytes]byte
 
 // Volume is one open volume of a pool. Its methods may be called concurrently unless they say
 // otherwise; ordering overlapping reads and writes is the caller's. After a permanent failure
@@ -148,7 +145,7 @@ func (v *Volume) Zero(off, length int64, noHole bool) error {
 		v.noPunch.Store(true)
 	}
 	for length > 0 {
-		n := min(length, zeroBlock-off%zeroBlock)
+		n := min(length, pieceBytes-off%pieceBytes)
 		if _, err := v.raw.WriteAt(zeroes[:n], off); err != nil {
 			return v.writeError("write zeroes", err)
 		}

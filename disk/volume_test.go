@@ -16,6 +16,23 @@ import (
 	"github.com/lockstep-dr/lockstep/disk/vfs"
 )
 
+// TestWritesAreCutIntoPieces: the page cache keeps folios as large as the writes that made them.
+func TestWritesAreCutIntoPieces(t *testing.T) {
+	m := vfs.NewMem()
+	v := create(t, openMem(t, m), "v", 4*mib)
+	for _, c := range []struct {
+		off, length int64
+		writes      int
+	}{{0, 4096, 1}, {0, pieceBytes, 1}, {0, 64 * kib, 4}, {pieceBytes - 512, 1024, 2}, {512, mib, 65}} {
+		ops := countOps(m)
+		must(t, v.WriteAt(fill(3, c.length), c.off))
+		if ops["raw:write"] != c.writes {
+			t.Errorf("[%d,+%d): %d writes, want %d", c.off, c.length, ops["raw:write"], c.writes)
+		}
+		expect(t, v, c.off, c.length, 3)
+	}
+}
+
 func TestReadWriteZeroExtents(t *testing.T) {
 	for _, fsName := range []string{"mem", "mem without punch", "os"} {
 		t.Run(fsName, func(t *testing.T) {

@@ -44,17 +44,18 @@ func (v *Volume) backgroundFlush() error {
 	v.mu.Lock()
 	mode := v.mode
 	v.mu.Unlock()
-	switch {
-	case v.disk.IntentBytes() == 0 && !replicates(mode):
+	if mode == protocol.ModeCopying || mode == protocol.ModeCopyTwoSided {
+		return v.flushCopied()
+	}
+	if v.disk.IntentBytes() == 0 {
 		return nil
-	case mode == protocol.ModeOneSided:
+	}
+	if mode == protocol.ModeOneSided {
 		if err := v.disk.Sync(); err != nil {
 			return v.broken(err)
 		}
-		return nil
-	case mode == protocol.ModeCopying || mode == protocol.ModeCopyTwoSided:
-		return v.flushCopied()
-	case mode != protocol.ModeTwoSided || v.disk.IntentBytes() == 0:
+	}
+	if mode != protocol.ModeTwoSided {
 		return nil
 	}
 	return v.flushAndClear(v.idleRounds(), func(marked []lockstep.Extent) []lockstep.Extent {

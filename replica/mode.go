@@ -70,6 +70,7 @@ func (v *Volume) settleOneSided() {
 	inFlight := append([]*op(nil), v.ops...)
 	for _, o := range inFlight {
 		o.dirty = false
+		o.leaving() // it is looked at again after mu was given up: it must not stand for another write then
 	}
 	for _, o := range inFlight {
 		if o.kind == opChunk || !o.submitted || o.over {

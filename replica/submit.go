@@ -25,9 +25,10 @@ type batchOf struct {
 // NewBatch implements block.Batcher.
 func (v *Volume) NewBatch() block.Batch { return &batchOf{v: v} }
 
-// free reports whether a request to the range has nothing to wait for. Called with mu held.
-func (v *Volume) free(ext lockstep.Extent) bool {
-	return v.refusal() == nil && v.mode != protocol.ModeHeld && v.unrepairedIn(ext) == nil && v.overlapping(ext) == nil
+// admits reports whether the mode takes requests to the range now: admitRead without the wait. Called
+// with mu held.
+func (v *Volume) admits(ext lockstep.Extent) bool {
+	return v.refusal() == nil && v.mode != protocol.ModeHeld && v.unrepairedIn(ext) == nil
 }
 
 // Write implements block.Batch. The intent is looked at under mu, and the op enters under the same lock:
@@ -39,7 +40,7 @@ func (b *batchOf) Write(p []byte, off int64, c block.Completion) bool {
 		return false
 	}
 	v.mu.Lock()
-	if v.mode != protocol.ModeTwoSided && v.mode != protocol.ModePlain || !v.free(ext) {
+	if v.mode != protocol.ModeTwoSided && v.mode != protocol.ModePlain || !v.admits(ext) || v.overlapping(ext) != nil {
 		v.mu.Unlock()
 		return false
 	}
@@ -131,7 +132,7 @@ func (b *batchOf) Read(p []byte, off int64) bool {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.refusal() != nil || v.mode == protocol.ModeHeld || v.unrepairedIn(ext) != nil || v.inFlight(ext) {
+	if !v.admits(ext) || v.inFlight(ext) {
 		return false
 	}
 	gen := v.gen
