@@ -132,7 +132,7 @@ BENCH = $(GO) run ./cmd/lockstep/internal/bench
 bench: build ## Lockstep beside QEMU's quorum, mirror and server and nbdkit: ratios, results.json and plots in out/bench (ARGS=… for some)
 	$(BENCH) $(ARGS)
 
-bench-smoke: build ## the benchmark for two minutes: it must complete
+bench-smoke: build ## a short part of the benchmark, which must complete
 	$(BENCH) -rounds 1 -runtime 1s -size 1 -workloads W1,W5 -parts load -out out/bench-smoke
 
 SOAK ?= 10m

@@ -234,6 +234,8 @@ func (b *inbox) frames(ctx context.Context, c *inConn) error {
 		if err != nil {
 			return err
 		}
+		// A closure over h itself would move the header of every write to the heap.
+		call := h
 		switch h.Kind {
 		case wire.KindAnnounce:
 			err = b.announced(ctx, c, h, body)
@@ -242,11 +244,11 @@ func (b *inbox) frames(ctx context.Context, c *inConn) error {
 		case wire.KindFlush:
 			b.flush(c, h, br.Buffered() > 0)
 		case wire.KindPreserve:
-			c.beside(func() { b.preserve(c, h, body) })
+			c.beside(func() { b.preserve(c, call, body) })
 		case wire.KindCompare:
-			c.beside(func() { b.compare(c, h, body) })
+			c.beside(func() { b.compare(c, call, body) })
 		case wire.KindRead:
-			c.beside(func() { b.readBack(c, h) })
+			c.beside(func() { b.readBack(c, call) })
 		default:
 			err = fmt.Errorf("%w: kind %d from a primary", wire.ErrFrame, h.Kind)
 		}

@@ -383,3 +383,27 @@ func TestBatchDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations for a write and a read", n)
 	}
 }
+
+// TestReplicatedWriteDoesNotAllocate: neither here nor at the secondary, which is in this process, too.
+func TestReplicatedWriteDoesNotAllocate(t *testing.T) {
+	p := newPair(t, t.TempDir(), t.TempDir())
+	p.sync(t)
+	v := p.a.Volume("va")
+	if err := v.WriteAt(t.Context(), page(1), 0, false); err != nil { // the mark
+		t.Fatal(err)
+	}
+	batch, data, o := v.NewBatch(), page(2), newOutcome()
+	one := func() {
+		if !batch.Write(data, 0, o) {
+			t.Fatal("refused")
+		}
+		batch.Run()
+		if err := <-o.ch; err != nil {
+			t.Fatal(err)
+		}
+	}
+	one()
+	if n := testing.AllocsPerRun(2000, one); n > 0 { // heartbeats and the like make far less than one each
+		t.Errorf("%v allocations for a write", n)
+	}
+}

@@ -88,18 +88,11 @@ func (x *line) carry(from, to net.Conn) {
 // distances runs the small jobs with round trips of some length between the nodes.
 func distances(ctx context.Context, o options, r *report) (err error) {
 	s := &site{o: o, dir: o.dir}
-	d, err := newDeployment(ctx, s, "distance")
+	d, k, err := newProtected(ctx, s, "distance", 1)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove()) }()
-	k, err := d.volumes(ctx, 1, func(_ int, path string) error { return fill(path, 1<<30) })
-	if err == nil {
-		err = d.protect(ctx, &k)
-	}
-	if err != nil {
-		return err
-	}
 	for _, rtt := range []time.Duration{0, 500 * time.Microsecond, time.Millisecond, 2 * time.Millisecond} {
 		runs, err := d.atDistance(ctx, k, rtt)
 		if err != nil {

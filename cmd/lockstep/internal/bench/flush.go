@@ -21,18 +21,11 @@ type flushes struct {
 
 func countFlushes(ctx context.Context, o options, r *report) (err error) {
 	s := &site{o: o, dir: o.dir}
-	d, err := newDeployment(ctx, s, "flush")
+	d, k, err := newProtected(ctx, s, "flush", 1)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove()) }()
-	k, err := d.volumes(ctx, 1, func(_ int, path string) error { return fill(path, 1<<30) })
-	if err == nil {
-		err = d.protect(ctx, &k)
-	}
-	if err != nil {
-		return err
-	}
 	sv, err := d.served(ctx, k)
 	if err != nil {
 		return err

@@ -177,6 +177,21 @@ func (d *deployment) inSync(ctx context.Context, k disk) error {
 	})
 }
 
+// newProtected starts a deployment with one disk that is in sync, and which a load may use.
+func newProtected(ctx context.Context, s *site, name string, sizeGiB int64) (d *deployment, k disk, err error) {
+	if d, err = newDeployment(ctx, s, name); err != nil {
+		return nil, k, err
+	}
+	k, err = d.volumes(ctx, sizeGiB, func(_ int, path string) error { return fill(path, sizeGiB<<30) })
+	if err == nil {
+		err = d.protect(ctx, &k)
+	}
+	if err != nil {
+		return nil, k, errors.Join(err, d.remove())
+	}
+	return d, k, nil
+}
+
 // served gives the primary's export.
 func (d *deployment) served(ctx context.Context, k disk) (*served, error) {
 	pids, err := d.pids()

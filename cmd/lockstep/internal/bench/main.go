@@ -68,15 +68,15 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run1(ctx, o)
+	err := bench(ctx, o)
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// run1 is main without exits.
-func run1(ctx context.Context, o options) (err error) {
+// bench is main without exits.
+func bench(ctx context.Context, o options) (err error) {
 	if err := o.check(); err != nil {
 		return err
 	}

@@ -168,18 +168,11 @@ const scattered = 10_000
 // resyncs takes the secondary away, writes blocks of 4 KiB all over the disk, and brings it back.
 func resyncs(ctx context.Context, o options, r *report) (err error) {
 	s := &site{o: o, dir: o.dir}
-	d, err := newDeployment(ctx, s, "resync")
+	d, k, err := newProtected(ctx, s, "resync", o.sizeGiB)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove()) }()
-	k, err := d.volumes(ctx, o.sizeGiB, func(_ int, path string) error { return fill(path, s.size()) })
-	if err == nil {
-		err = d.protect(ctx, &k)
-	}
-	if err != nil {
-		return err
-	}
 	uri, err := d.c.ConnectionURI(ctx, k.volume[0])
 	if err != nil {
 		return err
