@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -222,6 +223,28 @@ func TestLife(t *testing.T) {
 	}
 	if err := Run(t.Context(), l, Options{Region: "other"}, fakeProbe{l}, io.Discard); !errors.Is(err, ErrRefused) {
 		t.Errorf("another region: %v", err)
+	}
+}
+
+// TestNamed: a process that was just started shows its command line, or a member would be taken for one that ended, and be
+// started twice. Without the wait some 3 of 10 show none for a moment.
+func TestNamed(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		cmd := exec.Command(self, "node", "--config", "none")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		err := named(cmd.Process.Pid)
+		line, readErr := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if err != nil || readErr != nil || len(line) == 0 {
+			t.Fatalf("start %d: command line %q: %v, %v", i, line, err, readErr)
+		}
 	}
 }
 

@@ -131,7 +131,32 @@ func (l Layout) spawn(m Member) (*exec.Cmd, error) {
 		_ = cmd.Wait()
 		return nil, err
 	}
+	if err := named(cmd.Process.Pid); err != nil {
+		_ = cmd.Process.Kill() // nobody would know it for the member's
+		_ = cmd.Wait()
+		return nil, fmt.Errorf("start %s: %w", m, err)
+	}
 	return cmd, nil
+}
+
+// named waits until the kernel shows the command line of a process that was just started, or the process has ended.
+// The kernel lets the parent go on before it has written the line, and find would take the process for somebody else's.
+func named(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	p := &process{pid, fd}
+	defer p.close()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if len(cmdline) > 0 || p.ended(time.Millisecond) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.Join(fmt.Errorf("process %d shows no command line", pid), err)
+		}
+	}
 }
 
 // environment is ours without LOCKSTEP_*: those would go before the members' own files.
