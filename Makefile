@@ -135,6 +135,14 @@ bench: build ## Lockstep beside QEMU's quorum, mirror and server and nbdkit: rat
 bench-smoke: build ## a short part of the benchmark, which must complete
 	$(BENCH) -rounds 1 -runtime 1s -size 1 -workloads W1,W5 -parts load -out out/bench-smoke
 
+BENCHSTAT = golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+MICRO     = ./wire ./disk ./nbd ./replica
+.PHONY: microbench
+microbench: ## benchmarks of the write path's parts, six times each, as benchstat's table (OLD=a kept copy of out/bench/micro.txt to compare with)
+	@mkdir -p out/bench
+	$(GO) test -run '^$$' -bench . -benchmem -count $(or $(COUNT),6) -benchtime $(or $(BENCHTIME),200ms) $(MICRO) >out/bench/micro.txt || { cat out/bench/micro.txt; exit 1; }
+	$(GO) run $(BENCHSTAT) $(OLD) out/bench/micro.txt
+
 SOAK ?= 10m
 soak: build ## random faults on real processes for SOAK
 	LOCKSTEP_BIN=$(CURDIR)/bin/lockstep $(GO) test ./test/e2e -run AnySequence -random $(SOAK) -v -count=1 -timeout 0

@@ -48,7 +48,7 @@ func BenchmarkMarkIntentHot(b *testing.B) {
 }
 
 func BenchmarkMarkIntentCold(b *testing.B) {
-	const step, marks = 48 * mib, 1300
+	const step, marks = 48 * mib, 160 // 7.5 GiB: what a pool must have free
 	v := benchVolume(b, step*marks)
 	b.ReportAllocs()
 	i := int64(0)
@@ -76,14 +76,15 @@ func BenchmarkMarkDirtyHot(b *testing.B) {
 }
 
 func BenchmarkMarkDirtyCold(b *testing.B) {
-	v := benchVolume(b, 64*lockstep.GiB)
+	const size = 8 * lockstep.GiB
+	v := benchVolume(b, size)
 	b.ReportAllocs()
 	i := int64(0)
 	for b.Loop() {
-		if err := v.MarkDirty(i*lockstep.ChunkBytes%(64*lockstep.GiB), 4096); err != nil {
+		if err := v.MarkDirty(i*lockstep.ChunkBytes%size, 4096); err != nil {
 			b.Fatal(err)
 		}
-		if i++; i%(1<<20) == 0 {
+		if i++; i%(size/lockstep.ChunkBytes) == 0 {
 			must(b, v.ClearDirty())
 		}
 	}
