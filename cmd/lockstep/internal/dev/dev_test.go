@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMain lets the test binary stand in for lockstep: spawned with a member's command line, it is
@@ -226,9 +228,9 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// TestNamed: a process that was just started shows its command line, or a member would be taken for one that ended, and be
-// started twice. Without the wait some 3 of 10 show none for a moment.
-func TestNamed(t *testing.T) {
+// TestWords: a process that was just started shows its command line, or a member would be taken for one that has ended,
+// and be started twice. Without a second look some 3 of 10 show none.
+func TestWords(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -238,13 +240,21 @@ func TestNamed(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		err := named(cmd.Process.Pid)
-		line, readErr := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := &process{cmd.Process.Pid, fd}
+		words := p.words()
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		if err != nil || readErr != nil || len(line) == 0 {
-			t.Fatalf("start %d: command line %q: %v, %v", i, line, err, readErr)
+		if len(words) != 4 || words[3] != "none" {
+			t.Fatalf("start %d: command line %q", i, words)
 		}
+		if after := p.words(); after != nil {
+			t.Fatalf("it has ended, with command line %q", after)
+		}
+		p.close()
 	}
 }
 

@@ -1,7 +1,6 @@
 package dev
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -57,21 +56,28 @@ func (l Layout) find(m Member) (*process, error) {
 		return nil, fmt.Errorf("open process %d of %s: %w", pid, m, err)
 	}
 	p := &process{pid, fd}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || len(cmdline) == 0 || p.ended(0) { // a zombie has an empty command line
-		p.close()
-		return nil, nil
-	}
-	words := bytes.Split(bytes.TrimSuffix(cmdline, []byte{0}), []byte{0})
-	var got []string
-	for _, w := range words[1:] {
-		got = append(got, string(w))
-	}
-	if !slices.Equal(got, l.args(m)) {
+	if words := p.words(); len(words) == 0 || !slices.Equal(words[1:], l.args(m)) {
 		p.close()
 		return nil, nil
 	}
 	return p, nil
+}
+
+// words is the command line of the process; nil if it has ended or has none. The kernel lets a parent go on a moment
+// before it has written the line of its child, so that an empty one is looked at again.
+func (p *process) words() []string {
+	for deadline := time.Now().Add(time.Second); ; {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+		if p.ended(0) || err != nil { // a zombie has an empty command line
+			return nil
+		}
+		if len(cmdline) > 0 {
+			return strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
+		}
+		if p.ended(time.Millisecond) || time.Now().After(deadline) { // a thread of the kernel never has one
+			return nil
+		}
+	}
 }
 
 // ended waits up to d for the end of the process.
@@ -131,32 +137,7 @@ func (l Layout) spawn(m Member) (*exec.Cmd, error) {
 		_ = cmd.Wait()
 		return nil, err
 	}
-	if err := named(cmd.Process.Pid); err != nil {
-		_ = cmd.Process.Kill() // nobody would know it for the member's
-		_ = cmd.Wait()
-		return nil, fmt.Errorf("start %s: %w", m, err)
-	}
 	return cmd, nil
-}
-
-// named waits until the kernel shows the command line of a process that was just started, or the process has ended.
-// The kernel lets the parent go on before it has written the line, and find would take the process for somebody else's.
-func named(pid int) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
-	}
-	p := &process{pid, fd}
-	defer p.close()
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if len(cmdline) > 0 || p.ended(time.Millisecond) {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return errors.Join(fmt.Errorf("process %d shows no command line", pid), err)
-		}
-	}
 }
 
 // environment is ours without LOCKSTEP_*: those would go before the members' own files.
