@@ -33,6 +33,10 @@ type options struct {
 	workloads string // ids, with commas; empty: all
 	parts     string
 	seed      uint64
+
+	long       time.Duration // of the long run
+	longRate   int           // its requests per second
+	longWindow time.Duration
 }
 
 // report is the machine-readable file.
@@ -46,6 +50,7 @@ type report struct {
 	Syncs   []syncRun `json:"synchronizations,omitempty"`
 	Resync  []resync  `json:"resyncs,omitempty"`
 	Distant []run     `json:"distant,omitempty"`
+	Long    *longRun  `json:"long,omitempty"`
 }
 
 func main() {
@@ -58,11 +63,14 @@ func main() {
 	flag.Int64Var(&o.sizeGiB, "size", 4, "`GiB` of a volume")
 	flag.StringVar(&o.systems, "systems", "", "some of "+strings.Join(names(systems), ",")+" (default all)")
 	flag.StringVar(&o.workloads, "workloads", "", "some of "+strings.Join(names(workloads), ",")+" (default all)")
-	flag.StringVar(&o.parts, "parts", "load,flush,sync,resync,distance", "what to measure, some of load,flush,sync,resync,distance")
+	flag.StringVar(&o.parts, "parts", "load,flush,sync,resync,distance", "what to measure, some of load,flush,sync,resync,distance,long")
+	flag.DurationVar(&o.long, "long", 2*time.Hour, "time of the part long")
+	flag.IntVar(&o.longRate, "long-rate", 600, "requests per `second` in the part long")
+	flag.DurationVar(&o.longWindow, "long-window", 30*time.Second, "time of one point of the part long")
 	flag.Uint64Var(&o.seed, "seed", 1, "of the order of systems in a round")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), "usage: bench [flags]\n\nCompares Lockstep with its peers. Needs root, fio, qemu-utils, nbdkit, ip and strace.\n\n"+
-			"  bench -rounds 1 -runtime 1s -size 1\n  bench -systems lockstep,quorum -workloads W1,W2 -parts load\n\n")
+			"  bench -rounds 1 -runtime 1s -size 1\n  bench -systems lockstep,quorum -workloads W1,W2 -parts load\n  bench -parts long -long 10m\n\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -125,7 +133,7 @@ func bench(ctx context.Context, o options) (err error) {
 }
 
 var parts = map[string]func(context.Context, options, *report) error{
-	"load": loads, "flush": countFlushes, "sync": synchronizations, "resync": resyncs, "distance": distances,
+	"load": loads, "flush": countFlushes, "sync": synchronizations, "resync": resyncs, "distance": distances, "long": longs,
 }
 
 // check names what is wrong with the command line, and what is missing on the machine.
@@ -133,6 +141,9 @@ func (o options) check() error {
 	var errs []error
 	if o.rounds < 1 || o.runtime < time.Second || o.sizeGiB < 1 {
 		errs = append(errs, errors.New("-rounds and -size must be at least 1, -runtime at least 1s"))
+	}
+	if o.longRate < longDisks || o.longWindow < time.Second || o.long < 2*o.longWindow {
+		errs = append(errs, fmt.Errorf("-long-rate must be at least %d, -long-window at least 1s, -long at least two windows", longDisks))
 	}
 	for _, p := range strings.Split(o.parts, ",") {
 		if parts[p] == nil {
