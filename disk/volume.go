@@ -205,6 +205,16 @@ func (v *Volume) Extents(off, length int64) ([]block.ExtentState, error) {
 	return out, nil
 }
 
+// IsHole reports whether no byte of the range is allocated. It looks for data only: where a hole ends a file
+// system may have to walk to the end of the file to find the next one, which Extents does for each stretch of data.
+func (v *Volume) IsHole(off, length int64) bool {
+	if v.check(off, length) != nil || length == 0 {
+		return false
+	}
+	data, err := v.nextData(off, off+length)
+	return err == nil && data == off+length
+}
+
 // nextData is the first offset in [off, end) that may hold data, or end. What lies beyond the end
 // of the file is no hole: somebody cut it, and what it held is not known.
 func (v *Volume) nextData(off, end int64) (int64, error) {

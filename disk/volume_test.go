@@ -62,6 +62,19 @@ func TestReadWriteZeroExtents(t *testing.T) {
 				}
 			}
 			checkExtents(t, got, 4*mib)
+			off := int64(0)
+			for _, e := range got { // a hole, and what has data in front of it, in it or behind it
+				if v.IsHole(off, e.Len) != e.Hole || v.IsHole(off, 1) != e.Hole {
+					t.Errorf("[%d,+%d) is a hole: %v", off, e.Len, !e.Hole)
+				}
+				if off > 0 && (v.IsHole(off-1, 2) || v.IsHole(0, off+1)) {
+					t.Errorf("a hole with data in it, around %d", off)
+				}
+				off += e.Len
+			}
+			if v.IsHole(0, 0) || v.IsHole(4*mib-1, 2) || v.IsHole(-1, 1) {
+				t.Error("nothing, or what is not there, is a hole")
+			}
 			must(t, v.Zero(3*mib, 70*kib, true))
 			must(t, v.Sync())
 			got, err = v.Extents(3*mib, mib)

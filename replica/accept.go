@@ -546,7 +546,7 @@ func (b *inbox) differences(a *wire.AnnounceReply) {
 		if len(exts) > 0 {
 			a.Differs[v.pair] = coarsen(exts, maxDiffers/len(vols))
 		}
-		if states, err := v.disk.Extents(0, v.Size()); err == nil && len(states) == 1 && states[0].Hole {
+		if v.isHole(0, v.Size()) {
 			a.Empty = append(a.Empty, v.pair)
 		}
 	}

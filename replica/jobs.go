@@ -493,10 +493,7 @@ func (v *Volume) differing(ctx context.Context, l *link, epoch lockstep.Epoch, e
 
 // isHole reports whether the range has no allocated byte; then it need not be read, nor its sums be
 // computed: most of a thin volume that is compared in full is like that.
-func (v *Volume) isHole(off, length int64) bool {
-	states, err := v.disk.Extents(off, length)
-	return err == nil && len(states) == 1 && states[0].Hole
-}
+func (v *Volume) isHole(off, length int64) bool { return v.disk.IsHole(off, length) }
 
 var zeroSum = sha256.Sum256(zeroes[:])
 
