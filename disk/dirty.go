@@ -56,6 +56,14 @@ func (v *Volume) MarkDirty(off, length int64) error {
 	return v.setDirty(lo, hi)
 }
 
+// IsDirty reports whether all chunks of the range are in the dirty map already: MarkDirty would do nothing.
+func (v *Volume) IsDirty(off, length int64) bool {
+	if v.check(off, length) != nil || length == 0 {
+		return false
+	}
+	return v.dirty.bits.AllSet(chunkRange(off, length))
+}
+
 // setDirty writes the pages with the chunks [lo, hi) set. Called with dirty.mu held.
 func (v *Volume) setDirty(lo, hi int) error {
 	d := &v.dirty

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
@@ -64,6 +66,8 @@ type Group struct {
 
 	in     inbox // the secondary's side
 	verify verifier
+	limit  *rate.Limiter // of its synchronizations on this node, beside the node's
+	synced meter         // what they get done
 	// pointNeeds is the room that the recovery point of the newest announced copying epoch may need.
 	pointNeeds atomic.Int64
 
@@ -94,6 +98,7 @@ func newGroup(h *Host, id lockstep.GroupID, saved protocol.Saved) *Group {
 		leases: map[lockstep.NodeID]*lease{}, differs: map[lockstep.NodeID]wire.AnnounceReply{},
 		answers: make(chan protocol.Answer, 1), ctx: ctx, stop: stop, done: make(chan struct{}),
 		endEpoch: func() {}, lastJob: map[lockstep.NodeID]runningJob{}, storeLease: newLease(h.cfg.Clock), asking: map[proposalKey]bool{},
+		limit: newLimit(0),
 	}
 	g.verify.g = g
 	g.in.init(g, saved.Record.Epoch)

@@ -61,6 +61,9 @@ type Config struct {
 	// VerifyRateBytes is what verifications that name no rate of their own compare in a second, all
 	// together; 0: as fast as they can.
 	VerifyRateBytes int64
+	// ResyncLimitBytes is what synchronizations read and send in a second, all together; 0: as fast as they
+	// can. SetResyncLimit changes it.
+	ResyncLimitBytes int64
 
 	Store   Store
 	Resolve func(lockstep.NodeID) (addr string, ok bool) // host:port of a node's replication listener
@@ -97,6 +100,7 @@ type Host struct {
 	tasks   sync.WaitGroup
 
 	verifyLimit *rate.Limiter // of verifications that name no rate
+	pace        pace          // of synchronizations
 
 	accessMu sync.Mutex // serializes who a volume belongs to and how it is served outside groups
 
@@ -105,6 +109,7 @@ type Host struct {
 	vols    map[lockstep.VolumeID]*Volume
 	owner   map[lockstep.VolumeID]*Group
 	refused map[lockstep.VolumeID]access
+	limits  map[lockstep.GroupID]int64 // of their synchronizations, bytes per second; missing: none
 	beats   map[lockstep.NodeID]*beat
 }
 
@@ -123,8 +128,9 @@ func NewHost(cfg Config, pool *disk.Pool) (*Host, error) {
 		cfg: cfg, pool: pool, log: cfg.Log, bootKey: wire.Key(cfg.BootID), ctx: ctx, stop: stop,
 		groups: map[lockstep.GroupID]*Group{}, vols: map[lockstep.VolumeID]*Volume{}, owner: map[lockstep.VolumeID]*Group{},
 		refused: map[lockstep.VolumeID]access{}, beats: map[lockstep.NodeID]*beat{},
-		verifyLimit: rate.NewLimiter(rate.Inf, compareBytes),
+		limits: map[lockstep.GroupID]int64{}, verifyLimit: rate.NewLimiter(rate.Inf, compareBytes),
 	}
+	h.pace.init(h.now, cfg.ResyncLimitBytes)
 	if cfg.VerifyRateBytes > 0 {
 		h.verifyLimit.SetLimit(rate.Limit(cfg.VerifyRateBytes))
 	}
@@ -215,6 +221,7 @@ func (h *Host) startGroup(id lockstep.GroupID, saved protocol.Saved) *Group {
 		return g
 	}
 	g := newGroup(h, id, saved)
+	setLimit(g.limit, h.limits[id])
 	h.groups[id] = g
 	h.mu.Unlock()
 	g.bindVolumes(saved.Record)

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/block"
@@ -245,7 +246,7 @@ func (v *Volume) resyncPass(ctx context.Context, l *link, epoch lockstep.Epoch, 
 		eg.SetLimit(resyncDepth)
 		for _, ext := range exts {
 			err := split(ext, v.Size(), func(e lockstep.Extent) error {
-				eg.Go(func() error { return v.resyncRange(ectx, l, epoch, e, empty, how) })
+				eg.Go(func() error { return v.resyncPaced(ectx, l, epoch, e, empty, how) })
 				return ectx.Err()
 			})
 			if err != nil {
@@ -284,6 +285,45 @@ func (v *Volume) todoIn(e lockstep.Extent) []lockstep.Extent {
 		i = v.todo.NextSet(end)
 	}
 	return exts
+}
+
+// resyncPaced is resyncRange under the limits, and in small pieces, one at a time on this node, while clients write.
+func (v *Volume) resyncPaced(ctx context.Context, l *link, epoch lockstep.Epoch, e lockstep.Extent, empty bool, how *comparing) error {
+	p := &l.group.host.pace
+	for e.Len > 0 {
+		piece, polite := e, p.polite()
+		if polite {
+			piece.Len = min(e.Len, politeBytes)
+		}
+		if n := v.todoBytes(piece); n > 0 && !(empty && v.isHole(piece.Off, piece.Len)) {
+			for _, limit := range []*rate.Limiter{l.group.limit, p.limit} {
+				if err := limit.WaitN(ctx, n); err != nil {
+					return err
+				}
+			}
+		}
+		f := func() error { return v.resyncRange(ctx, l, epoch, piece, empty, how) }
+		err := error(nil)
+		if polite {
+			err = p.take(ctx, f)
+		} else {
+			err = f()
+		}
+		if err != nil {
+			return err
+		}
+		e = lockstep.Extent{Off: piece.End(), Len: e.End() - piece.End()}
+	}
+	return nil
+}
+
+// todoBytes is how much of a range of at most compareBytes is still to send.
+func (v *Volume) todoBytes(e lockstep.Extent) int {
+	n := int64(0)
+	for _, x := range v.todoIn(e) {
+		n += x.Len
+	}
+	return int(n)
 }
 
 // resyncRange claims a range against client writes, sends what of it is to be sent, and notes it.
@@ -326,11 +366,14 @@ func (v *Volume) resyncRange(ctx context.Context, l *link, epoch lockstep.Epoch,
 	if v.todo == nil || v.todoEpoch != epoch || v.todoPeer != l.life() {
 		return lockstep.ErrStaleEpoch
 	}
+	done := int64(0)
 	for i, ok := range wanted {
 		if ok {
 			v.todo.Clear(first + i)
+			done += lockstep.ChunkBytes
 		}
 	}
+	l.group.synced.add(l.group.host.now(), done)
 	return nil
 }
 

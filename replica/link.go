@@ -56,9 +56,13 @@ type link struct {
 	down    chan struct{}            // closed with dead
 }
 
-// life names what the secondary is: another boot, or another directory, has not what was sent to
-// this one.
-func (l *link) life() string { return string(l.boot) + " " + l.instance }
+// life is what the secondary is: another boot, or another directory, has not what was sent to this one.
+type life struct {
+	boot     lockstep.BootID
+	instance string
+}
+
+func (l *link) life() life { return life{l.boot, l.instance} }
 
 func (l *link) nextSeq() uint64 { return l.seq.Add(1) }
 

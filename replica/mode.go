@@ -15,7 +15,7 @@ func (v *Volume) setMode(m protocol.Mode, epoch lockstep.Epoch, l *link, le *lea
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	wasRefused := v.mode == protocol.ModeRefused
-	rebound := v.link != l || v.epoch != epoch || !replicates(v.mode)
+	rebound := v.link != l || v.epoch != epoch || !replicates(v.mode) || v.mode == protocol.ModeCopying && m != v.mode
 	v.mode, v.why = m, why
 	if m != protocol.ModeHeld { // held, answers to what was sent before may still count: drainRemote
 		v.draining = false
@@ -102,7 +102,7 @@ func (v *Volume) resend() {
 		if o.kind == opChunk || !o.submitted {
 			continue
 		}
-		o.acked = false
+		o.acked, o.unsent = false, false
 		if o.sentAt == 0 {
 			o.sentAt = v.link.group.host.now()
 		}

@@ -39,6 +39,9 @@ func (h *Host) Observe(id lockstep.GroupID) (store.GroupObserved, bool) {
 		rep.NoImage = view.Role == protocol.RolePrimary && memberOf(view.Record, v.id).NoImage
 		o.Volumes[v.id] = rep
 		o.Serving = o.Serving && (serving || rep.NoImage)
+		if rep.ToSendBytes > 0 {
+			o.ResyncRate = g.synced.rate(h.now())
+		}
 	}
 	return o, true
 }

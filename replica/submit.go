@@ -32,7 +32,8 @@ func (v *Volume) admits(ext lockstep.Extent) bool {
 }
 
 // Write implements block.Batch. The intent is looked at under mu, and the op enters under the same lock:
-// who clears marks sees either the op or the touch.
+// who clears marks sees either the op or the touch. So is the dirty map, which is cleared only by an epoch in
+// which what is in flight is marked again before it is acknowledged one-sided.
 func (b *batchOf) Write(p []byte, off int64, c block.Completion) bool {
 	v := b.v
 	ext := lockstep.Extent{Off: off, Len: int64(len(p))}
@@ -40,30 +41,36 @@ func (b *batchOf) Write(p []byte, off int64, c block.Completion) bool {
 		return false
 	}
 	v.mu.Lock()
-	if v.mode != protocol.ModeTwoSided && v.mode != protocol.ModePlain || !v.admits(ext) || v.overlapping(ext) != nil {
+	sends, tracks := replicates(v.mode), tracksDirty(v.mode)
+	if !sends && v.mode != protocol.ModePlain || !v.admits(ext) || v.overlapping(ext) != nil {
 		v.mu.Unlock()
 		return false
 	}
-	twoSided := v.mode == protocol.ModeTwoSided
-	if twoSided && (v.link == nil || !v.disk.TryMarkIntent(off, ext.Len)) {
+	if sends && (v.link == nil || !v.disk.TryMarkIntent(off, ext.Len) || tracks && !v.disk.IsDirty(off, ext.Len)) {
 		v.mu.Unlock()
 		return false
 	}
 	o := v.newOp()
-	*o = op{kind: opWrite, ext: ext, data: p, marked: twoSided, submitted: true, c: c}
+	*o = op{kind: opWrite, ext: ext, data: p, marked: sends, dirty: tracks, submitted: true, c: c}
 	v.ops = append(v.ops, o)
 	invariant.Check(v.overlap)
 	v.submitted++
 	v.tear(ext)
 	b.ops = append(b.ops, o)
-	if !twoSided {
+	if !sends {
 		v.mu.Unlock()
 		return true
 	}
-	l := v.link
-	o.seq, o.sentAt = l.nextSeq(), l.group.host.now()
+	l, at := v.link, v.link.group.host.now()
+	l.group.host.pace.wrote.Store(int64(at))
+	if o.unsent = v.comesWithChunk(ext); o.unsent {
+		v.mu.Unlock()
+		v.lookAhead(ext)
+		return true
+	}
+	o.seq, o.sentAt = l.nextSeq(), at
 	v.bySeq[o.seq] = o
-	at, frame := o.sentAt, v.frame(o)
+	frame := v.frame(o)
 	v.mu.Unlock()
 	v.lookAhead(ext)
 	l.enqueueAt(at, frame, p)

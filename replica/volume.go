@@ -56,7 +56,7 @@ type Volume struct {
 	stopped   bool           // the node stops: nothing waits any more
 	todo      *bitmap.Bitmap // copying: chunks still to send
 	todoEpoch lockstep.Epoch
-	todoPeer  string // link.life of the secondary that got the rest
+	todoPeer  life // of the secondary that got the rest
 	// unrepaired: in sync after a restart, what is still to compare; nil: nothing.
 	unrepaired *unrepaired
 	total      int64 // chunks to send when the copying began
@@ -84,6 +84,7 @@ type op struct {
 	submitted bool   // local I/O begun, or done
 	local     bool   // applied here
 	acked     bool   // by the secondary, on the present link and epoch
+	unsent    bool   // copying: the secondary gets it with its chunk
 	seq       uint64
 	sentAt    time.Duration // the clock when it was sent first, on whatever link; 0: never
 	over      bool
@@ -353,7 +354,12 @@ func (v *Volume) submit(o *op) (send bool, err error) {
 			if !replicates(v.mode) || v.link == nil {
 				return false, nil
 			}
-			o.seq, o.sentAt = v.link.nextSeq(), v.link.group.host.now()
+			at := v.link.group.host.now()
+			v.link.group.host.pace.wrote.Store(int64(at))
+			if o.unsent = v.comesWithChunk(o.ext); o.unsent {
+				return false, nil
+			}
+			o.seq, o.sentAt = v.link.nextSeq(), at
 			v.bySeq[o.seq] = o
 			return true, nil
 		}
@@ -367,6 +373,18 @@ func (v *Volume) setTodo(e lockstep.Extent) {
 		v.todo.Grow(to) // a larger size counts before the epoch that announces it begins the list anew
 		v.todo.SetRange(from, to)
 	}
+}
+
+// comesWithChunk reports whether a write of a copying epoch need not be sent, because all its chunks are still to be
+// sent: it is here and dirty when they are, for they are claimed after it has left. It spares the secondary the sync by
+// which it would preserve the chunk for the write's sake. The write is one-sided, as every write was before the copying.
+// Called with mu held.
+func (v *Volume) comesWithChunk(e lockstep.Extent) bool {
+	if v.mode != protocol.ModeCopying || v.todo == nil || v.todoEpoch != v.epoch || v.link == nil || v.todoPeer != v.link.life() {
+		return false
+	}
+	from, to := chunks(e)
+	return to <= v.todo.Len() && v.todo.AllSet(from, to)
 }
 
 // chunks gives the half-open range of chunk indexes that e touches.
@@ -423,7 +441,8 @@ func (v *Volume) complete(o *op) {
 			return
 		}
 	case protocol.ModeTwoSided, protocol.ModeCopying, protocol.ModeCopyTwoSided:
-		if !o.acked {
+		oneSided := o.unsent && v.mode == protocol.ModeCopying && o.dirty && (v.lease == nil || v.lease.holds(v.epoch))
+		if !o.acked && !oneSided {
 			return
 		}
 	case protocol.ModeHeld:

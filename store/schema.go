@@ -223,7 +223,10 @@ type GroupObserved struct {
 	Serving bool                                  `json:"serving"` // reads and writes go on now
 	Volumes map[lockstep.VolumeID]ReplicaObserved `json:"volumes"`
 	Peers   map[lockstep.NodeID]PeerObserved      `json:"peers,omitempty"`
-	At      time.Time                             `json:"at"`
+	// ResyncRate is what a synchronization gets done, bytes per second over the last ten; what it finds
+	// equal counts, too. 0: none runs, or it has just begun.
+	ResyncRate int64     `json:"resync_rate,omitempty"`
+	At         time.Time `json:"at"`
 	// Recovery answers the Recovery of that id, with what the node has persisted.
 	Recovery string          `json:"recovery,omitempty"`
 	Saved    json.RawMessage `json:"saved,omitempty"` // the persisted protocol.Record

@@ -21,8 +21,11 @@ type mutant struct {
 
 var mutants = []mutant{
 	{"a write is acknowledged before the secondary's answer", []patch{
-		{"replica/volume.go", "\t\tif !o.acked {\n\t\t\treturn\n\t\t}\n\tcase protocol.ModeHeld:", "\tcase protocol.ModeHeld:"},
+		{"replica/volume.go", "if !o.acked && !oneSided {", "if !o.acked && !oneSided && o.ext.Len < 0 {"},
 	}, 30, true},
+	{"a write of a copying epoch is not sent although its chunk was", []patch{
+		{"replica/volume.go", "return to <= v.todo.Len() && v.todo.AllSet(from, to)\n", "return from <= to\n"},
+	}, 60, false},
 	{"a transaction does not compare what it read", []patch{
 		{"control/tx.go", "\t\tcmps = append(cmps, store.Cmp{Key: key, ModRev: t.cmps[key]})\n", "\t\t_ = key\n"},
 	}, 150, true},

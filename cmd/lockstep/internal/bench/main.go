@@ -41,16 +41,17 @@ type options struct {
 
 // report is the machine-readable file.
 type report struct {
-	When    time.Time `json:"when"`
-	Machine machine   `json:"machine"`
-	Version string    `json:"lockstep"`
-	Options string    `json:"options"`
-	Runs    []run     `json:"runs,omitempty"`
-	Flushes *flushes  `json:"flushes,omitempty"`
-	Syncs   []syncRun `json:"synchronizations,omitempty"`
-	Resync  []resync  `json:"resyncs,omitempty"`
-	Distant []run     `json:"distant,omitempty"`
-	Long    *longRun  `json:"long,omitempty"`
+	When       time.Time    `json:"when"`
+	Machine    machine      `json:"machine"`
+	Version    string       `json:"lockstep"`
+	Options    string       `json:"options"`
+	Runs       []run        `json:"runs,omitempty"`
+	Flushes    *flushes     `json:"flushes,omitempty"`
+	Syncs      []syncRun    `json:"synchronizations,omitempty"`
+	Resync     []resync     `json:"resyncs,omitempty"`
+	Foreground []foreground `json:"foreground,omitempty"`
+	Distant    []run        `json:"distant,omitempty"`
+	Long       *longRun     `json:"long,omitempty"`
 }
 
 func main() {
@@ -63,7 +64,7 @@ func main() {
 	flag.Int64Var(&o.sizeGiB, "size", 4, "`GiB` of a volume")
 	flag.StringVar(&o.systems, "systems", "", "some of "+strings.Join(names(systems), ",")+" (default all)")
 	flag.StringVar(&o.workloads, "workloads", "", "some of "+strings.Join(names(workloads), ",")+" (default all)")
-	flag.StringVar(&o.parts, "parts", "load,flush,sync,resync,distance", "what to measure, some of load,flush,sync,resync,distance,long")
+	flag.StringVar(&o.parts, "parts", "load,flush,sync,resync,foreground,distance", "what to measure, some of load,flush,sync,resync,foreground,distance,long")
 	flag.DurationVar(&o.long, "long", 2*time.Hour, "time of the part long")
 	flag.IntVar(&o.longRate, "long-rate", 600, "requests per `second` in the part long")
 	flag.DurationVar(&o.longWindow, "long-window", 30*time.Second, "time of one point of the part long")
@@ -133,7 +134,7 @@ func bench(ctx context.Context, o options) (err error) {
 }
 
 var parts = map[string]func(context.Context, options, *report) error{
-	"load": loads, "flush": countFlushes, "sync": synchronizations, "resync": resyncs, "distance": distances, "long": longs,
+	"load": loads, "flush": countFlushes, "sync": synchronizations, "resync": resyncs, "distance": distances, "foreground": foregrounds, "long": longs,
 }
 
 // check names what is wrong with the command line, and what is missing on the machine.

@@ -39,8 +39,14 @@ var mutants = []mutant{
 		"ack-before-peer", "acknowledge when both have it",
 		[]string{"isolated readers", "kill in mid-write"},
 		[]edit{{
-			"replica/volume.go", "		if !o.acked {\n			return\n		}\n	case protocol.ModeHeld:",
-			"	case protocol.ModeHeld:",
+			"replica/volume.go", "if !o.acked && !oneSided {", "if !o.acked && !oneSided && o.ext.Len < 0 {",
+		}},
+	},
+	{
+		"copying-unsent", "a write of a copying epoch reaches the secondary, itself or with its chunk",
+		[]string{"kill in mid-write"},
+		[]edit{{
+			"replica/volume.go", "return to <= v.todo.Len() && v.todo.AllSet(from, to)\n", "return from <= to\n",
 		}},
 	},
 	{
