@@ -211,6 +211,9 @@ func TestController(t *testing.T) {
 	want(r.v2("POST", "/volumes/"+odd+"/action", `{"os-initialize_connection":{}}`), 200, `"uri":"nbd+unix:///`+odd)
 	want(r.v2("GET", "/os-availability-zone", ""), 200, `"zoneName":"az1"`)
 	want(r.v2("GET", "/os-lockstep-nodes", ""), 200, `"id":"node1"`)
+	want(r.v2("PUT", "/os-lockstep-nodes/none", `{"node":{"resync_limit_mib":7}}`), 404, "none")
+	want(r.v2("PUT", "/os-lockstep-nodes/node1", `{"node":{"resync_limit_mib":7}}`), 200, "")
+	want(r.v2("GET", "/os-lockstep-nodes", ""), 200, `"resync_limit_mib":7`)
 	want(r.v2("GET", groupsPath+"/none", ""), 404, "none")
 	want(r.v2("POST", groupsPath+"/none/action", `{"os-stop-replication-consistency-group":null}`), 404, "none")
 	want(r.v2("DELETE", pairs+"/"+pair, ""), 202, "")
@@ -282,6 +285,7 @@ func TestProjectsApart(t *testing.T) {
 		{"POST", act, `{"os-extend-replication-volumes":{"id":"` + pair + `","new_size":20}}`},
 		{"POST", act, `{"lockstep-continue":{"reason":"r"}}`},
 		{"POST", act, `{"lockstep-one-sided":{"policy":"strict"}}`},
+		{"POST", act, `{"lockstep-resync-limit":{"mib":7}}`},
 	}
 	r.stop() // so that nothing but the calls can change the store
 	before := dump(t, r.store)

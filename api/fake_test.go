@@ -574,6 +574,29 @@ func (f *fakeService) DeleteDivergenceImage(_ context.Context, c control.Caller,
 	return nil
 }
 
+func (f *fakeService) LimitGroup(_ context.Context, c control.Caller, id lockstep.GroupID, mib int64) error {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return err
+	}
+	g, err := f.group(c, id)
+	if err != nil {
+		return err
+	}
+	g.ResyncLimitMiB = mib
+	f.declared = append(f.declared, fmt.Sprintf("%s limit=%d", id, mib))
+	return nil
+}
+
+func (f *fakeService) LimitNode(_ context.Context, c control.Caller, id lockstep.NodeID, mib int64) error {
+	defer f.mu.Unlock()
+	if err := f.enter(c); err != nil {
+		return err
+	}
+	f.declared = append(f.declared, fmt.Sprintf("node %s limit=%d", id, mib))
+	return nil
+}
+
 func (f *fakeService) Zones(context.Context) ([]control.Zone, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(f.caller); err != nil {

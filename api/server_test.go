@@ -488,6 +488,8 @@ func TestAudit(t *testing.T) {
 	want(r.v2("PUT", g, `{"replication_consistency_group":{"name":"n"}}`), "update", g[1:], "taken")
 	want(r.v2("POST", g+"/action", `{"os-sync-replication-consistency-group":null}`), "os-sync-replication-consistency-group", g[1:], "taken")
 	want(r.v2("POST", g+"/action", `{"lockstep-one-sided":{"policy":"strict"}}`), "lockstep-one-sided", g[1:], "taken")
+	want(r.v2("POST", g+"/action", `{"lockstep-resync-limit":{"mib":7}}`), "lockstep-resync-limit", g[1:], "taken")
+	want(r.v2("PUT", "/os-lockstep-nodes/n", `{"node":{"resync_limit_mib":7}}`), "update", "os-lockstep-nodes/n", "taken")
 	want(r.v2("POST", g+"/action", `{"lockstep-continue":{}}`), "lockstep-continue", g[1:], "refused")
 	want(r.v2("DELETE", g, ""), "delete", g[1:], "refused")
 	want(r.v2("DELETE", "/os-vendor-replications/"+pair, ""), "delete", "os-vendor-replications/"+pair, "refused")

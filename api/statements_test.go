@@ -26,6 +26,13 @@ func TestStatements(t *testing.T) {
 		`{"lockstep-back-out":null}`,
 		`{"lockstep-one-sided":null}`,
 		`{"lockstep-one-sided":{"policy":"lax"}}`,
+		`{"lockstep-resync-limit":null}`,
+		`{"lockstep-resync-limit":{}}`,
+		`{"lockstep-resync-limit":{"mib":0}}`,
+		`{"lockstep-resync-limit":{"mib":-1}}`,
+		`{"lockstep-resync-limit":{"mib":100001}}`,
+		`{"lockstep-resync-limit":{"mib":"10"}}`,
+		`{"lockstep-resync-limit":{"mib":10,"rate":1}}`,
 	} {
 		if a := r.v2("POST", path, body); a.StatusCode != 400 {
 			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
@@ -41,6 +48,8 @@ func TestStatements(t *testing.T) {
 		`{"lockstep-accept-directory":{"node":"n3","reason":"moved to a new host"}}`,
 		`{"lockstep-back-out":{"reason":"drill"}}`,
 		`{"lockstep-one-sided":{"policy":"strict"}}`,
+		`{"lockstep-resync-limit":{"mib":100000}}`,
+		`{"lockstep-resync-limit":{"mib":null}}`,
 	} {
 		if a := r.v2("POST", path, body); a.StatusCode != 200 || a.body != "" {
 			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
@@ -48,6 +57,17 @@ func TestStatements(t *testing.T) {
 	}
 	for _, body := range []string{`{}`, `{"recovery":null}`, `{"recovery":{"off":["az1"]}}`, `{"recovery":{"reason":"r","off":"az1"}}`, `{"recovery":{"reason":"r","on":[]}}`} {
 		if a := r.v2("POST", "/os-lockstep-store-recovery", body); a.StatusCode != 400 {
+			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
+		}
+	}
+	const node = "/os-lockstep-nodes/node-az1"
+	for _, body := range []string{`{}`, `{"node":null}`, `{"node":{}}`, `{"node":{"resync_limit_mib":0}}`, `{"node":{"resync_limit_mib":1e3}}`, `{"node":{"resync_limit_mib":7,"az":"x"}}`} {
+		if a := r.v2("PUT", node, body); a.StatusCode != 400 {
+			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
+		}
+	}
+	for _, body := range []string{`{"node":{"resync_limit_mib":7}}`, `{"node":{"resync_limit_mib":null}}`} {
+		if a := r.v2("PUT", node, body); a.StatusCode != 200 || a.body != "" {
 			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
 		}
 	}
@@ -62,6 +82,10 @@ func TestStatements(t *testing.T) {
 		group + ` accept-directory "n3" "moved to a new host" admin=true`,
 		group + ` back-out "" "drill" admin=true`,
 		group + ` strict=true`,
+		group + ` limit=100000`,
+		group + ` limit=0`,
+		`node node-az1 limit=7`,
+		`node node-az1 limit=0`,
 		`recover [az1] "disk lost" admin=true`,
 	}
 	if !slices.Equal(r.svc.declared, want) {

@@ -39,6 +39,26 @@ func (c *Client) SetOneSided(ctx context.Context, group, policy string) error {
 	return c.act(ctx, group, map[string]any{"lockstep-one-sided": map[string]any{"policy": policy}})
 }
 
+// LimitResync bounds what synchronizations of a group read and send at each of its primary nodes, MiB/s; 0: no limit.
+// It holds at once, for one that runs, too.
+func (c *Client) LimitResync(ctx context.Context, group string, mib int64) error {
+	return c.act(ctx, group, map[string]any{"lockstep-resync-limit": map[string]any{"mib": numberOrNull(mib)}})
+}
+
+// LimitNodeResync bounds all synchronizations together of which a node is the primary, MiB/s; 0: what the node's
+// configuration says. For operators.
+func (c *Client) LimitNodeResync(ctx context.Context, node string, mib int64) error {
+	body := map[string]any{"node": map[string]any{"resync_limit_mib": numberOrNull(mib)}}
+	return c.call(ctx, http.MethodPut, "os-lockstep-nodes/"+url.PathEscape(node), http.StatusOK, body, nil)
+}
+
+func numberOrNull(n int64) any {
+	if n == 0 {
+		return nil
+	}
+	return n
+}
+
 // Continue states that a trip may end although a primary node does not confirm; for operators.
 func (c *Client) Continue(ctx context.Context, group, reason string) error {
 	return c.act(ctx, group, map[string]any{"lockstep-continue": map[string]any{"reason": reason}})
@@ -133,6 +153,8 @@ type Node struct {
 	TotalBytes int64  `json:"total_bytes"`
 	FreeBytes  int64  `json:"free_bytes"`
 	Version    string `json:"version"`
+	// ResyncLimitMiB is what its synchronizations may read and send in a second; nil: as its configuration says.
+	ResyncLimitMiB *int64 `json:"resync_limit_mib"`
 }
 
 // Recovered is what a recovery of the store made of one group.

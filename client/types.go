@@ -100,11 +100,23 @@ type Group struct {
 	OneSided          string   `json:"lockstep_one_sided"` // available or strict
 	Reason            *string  `json:"lockstep_reason"`    // why the group is as it is, for people
 	Warnings          []string `json:"lockstep_warnings"`  // what threatens it
+	// Resync is the synchronization that runs, nil if none does; ResyncLimitMiB what it may read and send in a second
+	// at each primary node, nil if the group has no limit.
+	Resync         *Resync `json:"lockstep_resync"`
+	ResyncLimitMiB *int64  `json:"lockstep_resync_limit_mib"`
 	// Verified is the last proof that both sides are equal, Verification the one that runs, or ran last.
 	Verified     *Proof        `json:"lockstep_verified"`
 	Verification *Verification `json:"lockstep_verification"`
 	CreatedAt    Time          `json:"created_at"`
 	UpdatedAt    Time          `json:"updated_at"`
+}
+
+// Resync is how a synchronization gets on.
+type Resync struct {
+	ToSendBytes    int64  `json:"to_send_bytes"`
+	TotalBytes     int64  `json:"total_bytes"`      // that there were to send at its beginning
+	BytesPerSecond int64  `json:"bytes_per_second"` // of the last ten seconds; 0: not known yet
+	SecondsLeft    *int64 `json:"seconds_left"`     // at this rate; nil: not known
 }
 
 // Volume is a disk as shown.

@@ -27,6 +27,8 @@ type snapshot struct {
 	sights    map[lockstep.GroupID]map[lockstep.NodeID]Sight
 	verifies  map[lockstep.GroupID]store.Verification
 	verified  map[lockstep.GroupID]map[lockstep.NodeID]store.VerifyObserved
+	limits    map[lockstep.GroupID]store.ResyncLimit
+	onNodes   map[lockstep.NodeID]store.ResyncLimit
 	ops       map[string]store.Operation
 	groupsOps map[lockstep.GroupID]map[string]bool
 }
@@ -44,6 +46,8 @@ func newSnapshot() *snapshot {
 		sights:    map[lockstep.GroupID]map[lockstep.NodeID]Sight{},
 		verifies:  map[lockstep.GroupID]store.Verification{},
 		verified:  map[lockstep.GroupID]map[lockstep.NodeID]store.VerifyObserved{},
+		limits:    map[lockstep.GroupID]store.ResyncLimit{},
+		onNodes:   map[lockstep.NodeID]store.ResyncLimit{},
 		ops:       map[string]store.Operation{},
 		groupsOps: map[lockstep.GroupID]map[string]bool{},
 	}
@@ -54,7 +58,7 @@ var followed = []string{
 	store.KeyCluster, store.PrefixNodes, store.PrefixAliveNodes, store.PrefixVolumes, store.PrefixObservedVol, store.PrefixPairs,
 	// Reports before records: a report of a newer epoch than the record's would mean an older store.
 	store.PrefixGroups, store.PrefixObservedGroup, store.PrefixRecords, store.PrefixAnswers, store.PrefixOps,
-	store.PrefixVerify, store.PrefixObservedVerify,
+	store.PrefixVerify, store.PrefixObservedVerify, store.PrefixGroupLimits, store.PrefixNodeLimits,
 }
 
 // subject is what a changed key is about, for the driver.
@@ -115,6 +119,10 @@ func (s *snapshot) apply(key string, value []byte, deleted bool, now time.Time) 
 			err := set(inner(s.verified, lockstep.GroupID(g)), lockstep.NodeID(n), value, deleted)
 			prune(s.verified, lockstep.GroupID(g))
 			return subject{kindGroup, g}, true, err
+		case store.PrefixGroupLimits:
+			return subject{}, false, set(s.limits, lockstep.GroupID(id), value, deleted)
+		case store.PrefixNodeLimits:
+			return subject{}, false, set(s.onNodes, lockstep.NodeID(id), value, deleted)
 		case store.PrefixOps:
 			return s.setOp(id, value, deleted)
 		}

@@ -195,7 +195,7 @@ func (c *Controller) Nodes(ctx context.Context) ([]NodeView, error) {
 	err := c.read(ctx, func(s *snapshot) {
 		for _, id := range slices.Sorted(maps.Keys(s.nodes)) {
 			p, alive := s.alive[id]
-			nodes = append(nodes, NodeView{Node: s.nodes[id], Alive: alive, Since: p.Since})
+			nodes = append(nodes, NodeView{Node: s.nodes[id], Alive: alive, Since: p.Since, ResyncLimitMiB: s.onNodes[id].MiB})
 		}
 	})
 	return nodes, err

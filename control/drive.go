@@ -359,8 +359,13 @@ func (d *driver) sweep(ctx context.Context, id lockstep.GroupID) error {
 	})
 }
 
-// deleteReports deletes the answers and reports of a group's nodes, and its verification.
+// deleteReports deletes the answers and reports of a group's nodes, its verification and its limit.
 func (t *tx) deleteReports(id lockstep.GroupID) error {
+	if _, found, err := get[store.ResyncLimit](t, store.KeyGroupLimit(id)); err != nil {
+		return err
+	} else if found {
+		t.delete(store.KeyGroupLimit(id))
+	}
 	if _, found, err := get[store.Verification](t, store.KeyVerify(id)); err != nil {
 		return err
 	} else if found {

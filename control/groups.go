@@ -196,6 +196,7 @@ func (c *Controller) viewGroup(s *snapshot, g store.Group) GroupView {
 		}
 	}
 	v.verification(s, r)
+	v.Resync, v.ResyncLimitMiB = viewResync(r, s.sights[g.ID]), s.limits[g.ID].MiB
 	return v
 }
 

@@ -117,6 +117,9 @@ type GroupView struct {
 	Progress *string
 	// Warnings are sentences about what threatens the group beside its own state.
 	Warnings []string
+	// Resync is the synchronization that runs; nil: none does.
+	Resync         *ResyncView
+	ResyncLimitMiB int64 // MiB/s at each primary node; 0: none
 	// Verification is the group's running or last one, with its last proof; nil: there was none.
 	Verification *VerificationView
 }
@@ -187,6 +190,11 @@ type Service interface {
 	// Declare takes an operator's statement about a group; it needs the admin role.
 	Declare(ctx context.Context, c Caller, id lockstep.GroupID, s Statement, node lockstep.NodeID, reason string) error
 
+	// LimitGroup and LimitNode bound what synchronizations read and send, MiB/s; 0: no limit of the group's, and
+	// what the node's own configuration says.
+	LimitGroup(ctx context.Context, c Caller, id lockstep.GroupID, mib int64) error
+	LimitNode(ctx context.Context, c Caller, id lockstep.NodeID, mib int64) error
+
 	Zones(ctx context.Context) ([]Zone, error)
 	Nodes(ctx context.Context) ([]NodeView, error)
 	// RecoverStore lifts every group after the store was restored from an older copy; zones in off are
@@ -204,8 +212,9 @@ type Zone struct {
 // NodeView is a node with its liveness.
 type NodeView struct {
 	store.Node
-	Alive bool
-	Since time.Time
+	Alive          bool
+	Since          time.Time
+	ResyncLimitMiB int64 // MiB/s; 0: as its configuration says
 }
 
 // VolumeType is a kind of volume.

@@ -280,28 +280,48 @@ func progress(r protocol.Record, members []protocol.Member, status string, seen 
 		return nil
 	}
 	var left, total int64
-	ever := true
-	for _, m := range members {
-		here := m.In(r.Primary)
-		v, ok := seen[here.Node].Volumes[here.Volume]
-		ever = ever && m.InSyncEpoch > 0
-		if r.State == protocol.StateCopying {
-			if !ok || v.TotalBytes <= 0 && v.ToSendBytes <= 0 {
-				// Nothing reported yet: as if all were still to be sent.
-				v.ToSendBytes, v.TotalBytes = m.SizeBytes, m.SizeBytes
+	if r.State == protocol.StateCopying {
+		left, total = toSend(r, members, seen)
+	} else {
+		for _, m := range members {
+			if m.InSyncEpoch == 0 {
+				return nil
 			}
-			left, total = left+v.ToSendBytes, total+max(v.TotalBytes, v.ToSendBytes)
-			continue
+			here := m.In(r.Primary)
+			left, total = left+seen[here.Node].Volumes[here.Volume].DirtyBytes, total+m.SizeBytes
 		}
-		left, total = left+v.DirtyBytes, total+m.SizeBytes
-	}
-	if r.State != protocol.StateCopying && !ever {
-		return nil
 	}
 	if left <= 0 && status != ReplicationCopying {
 		return ptr("100")
 	}
 	return ptr(percent(total-left, total))
+}
+
+// toSend is what a synchronization has still to send, and what it had at its beginning.
+func toSend(r protocol.Record, members []protocol.Member, seen map[lockstep.NodeID]Sight) (left, total int64) {
+	for _, m := range members {
+		here := m.In(r.Primary)
+		v, ok := seen[here.Node].Volumes[here.Volume]
+		if !ok || v.TotalBytes <= 0 && v.ToSendBytes <= 0 {
+			// Nothing reported yet: as if all were still to be sent.
+			v.ToSendBytes, v.TotalBytes = m.SizeBytes, m.SizeBytes
+		}
+		left, total = left+v.ToSendBytes, total+max(v.TotalBytes, v.ToSendBytes)
+	}
+	return left, total
+}
+
+// viewResync gives the synchronization that runs, or nil.
+func viewResync(r protocol.Record, seen map[lockstep.NodeID]Sight) *ResyncView {
+	if r.State != protocol.StateCopying || len(r.Members) == 0 {
+		return nil
+	}
+	v := &ResyncView{}
+	v.ToSendBytes, v.TotalBytes = toSend(r, r.Members, seen)
+	for _, n := range r.PrimaryNodes() {
+		v.BytesPerSecond += seen[n].ResyncRate
+	}
+	return v
 }
 
 // percent is done of total in whole percent, "0" to "99".

@@ -48,6 +48,8 @@ type Config struct {
 
 	VerifyRateMiB int64 `yaml:"verify_rate_mib"` // that verifications compare in a second, all together, unless a call names its own rate; default 64
 
+	ResyncLimitMiB int64 `yaml:"resync_limit_mib"` // that synchronizations read and send in a second, all together, unless a call says otherwise; default 0, no limit
+
 	// Version is what the node calls itself in handshakes and in the store; the program's, no setting.
 	Version string `yaml:"-"`
 
@@ -138,6 +140,9 @@ func (c Config) Validate() error {
 	}
 	if c.IntentLimitMiB < minIntentLimitMiB {
 		errs = append(errs, fmt.Errorf("intent_limit_mib: %d is too little, at least %d are needed", c.IntentLimitMiB, minIntentLimitMiB))
+	}
+	if c.ResyncLimitMiB < 0 || c.ResyncLimitMiB > store.MaxResyncLimitMiB {
+		errs = append(errs, fmt.Errorf("resync_limit_mib: %d must be at least 0, for no limit, and at most %d", c.ResyncLimitMiB, store.MaxResyncLimitMiB))
 	}
 	if c.VerifyRateMiB < 1 || c.VerifyRateMiB > store.MaxVerifyRateMiB {
 		errs = append(errs, fmt.Errorf("verify_rate_mib: %d must be at least 1, and at most %d", c.VerifyRateMiB, store.MaxVerifyRateMiB))

@@ -74,8 +74,8 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 	n.host, err = replica.NewHost(replica.Config{
 		Node: cfg.ID, AZ: cfg.AZ, Cluster: cluster, BootID: boot, Instance: n.pool.InstanceID(), Start: n.pool.StartCounter(), Software: cfg.Version,
 		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20, KeepMarks: keepMarks,
-		VerifyRateBytes: cfg.VerifyRateMiB << 20,
-		Store:           &records{st: st, checked: n.checked}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
+		VerifyRateBytes: cfg.VerifyRateMiB << 20, ResyncLimitBytes: cfg.ResyncLimitMiB << 20,
+		Store: &records{st: st, checked: n.checked}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
 		Dial: cfg.Machine.Dial, Clock: cfg.Machine.Clock,
 	}, n.pool)
 	if err != nil {
@@ -137,6 +137,7 @@ func (n *Node) serve(ctx context.Context, boot lockstep.BootID) error {
 	eg.Go(func() error { return quiet(ctx, n.followRecords(ctx)) })
 	eg.Go(func() error { n.report.run(ctx); return nil })
 	eg.Go(func() error { return quiet(ctx, n.verifies.follow(ctx)) })
+	eg.Go(func() error { return quiet(ctx, n.followLimits(ctx)) })
 	eg.Go(func() error { n.verifies.run(ctx); return nil })
 	eg.Go(func() error { n.report.followRecovery(ctx); return nil })
 	if n.cfg.Metrics != "" {

@@ -128,6 +128,7 @@ var (
 	descEpoch    = prometheus.NewDesc("lockstep_group_epoch", "Epoch persisted on this node.", []string{"group", "role", "mode"}, nil)
 	descDirty    = prometheus.NewDesc("lockstep_volume_dirty_bytes", "Bytes known to differ from the peer.", []string{"group", "volume"}, nil)
 	descToSend   = prometheus.NewDesc("lockstep_volume_to_send_bytes", "Bytes a running synchronization has still to send.", []string{"group", "volume"}, nil)
+	descResync   = prometheus.NewDesc("lockstep_group_resync_bytes_per_second", "What a running synchronization gets done, of the last ten seconds.", []string{"group"}, nil)
 	descIntent   = prometheus.NewDesc("lockstep_volume_intent_bytes", "Bytes marked in the write-intent log.", []string{"group", "volume"}, nil)
 	descFailed   = prometheus.NewDesc("lockstep_volume_failed", "1 if the volume had a permanent error.", []string{"group", "volume"}, nil)
 	descVerified = prometheus.NewDesc("lockstep_verify_bytes_total", "Bytes that verifications have compared since the start, holes included.", []string{"group"}, nil)
@@ -140,7 +141,7 @@ var (
 type groupCollector struct{ n *Node }
 
 func (groupCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descEpoch, descDirty, descToSend, descIntent, descFailed, descLink, descVerified, descDiffer, descProof} {
+	for _, d := range []*prometheus.Desc{descEpoch, descDirty, descToSend, descResync, descIntent, descFailed, descLink, descVerified, descDiffer, descProof} {
 		ch <- d
 	}
 }
@@ -168,6 +169,7 @@ func (c groupCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descFailed, bit(v.Failed != ""), string(id), string(vol))
 		}
 		if o.Role == "primary" {
+			gauge(descResync, float64(o.ResyncRate), string(id))
 			bytes, differences := c.n.host.VerifyTotals(id)
 			ch <- prometheus.MustNewConstMetric(descVerified, prometheus.CounterValue, float64(bytes), string(id))
 			ch <- prometheus.MustNewConstMetric(descDiffer, prometheus.CounterValue, float64(differences), string(id))

@@ -24,6 +24,8 @@ import (
 //	observed/group/<group>/<node>   GroupObserved, written by the node, for people and statuses only
 //	verify/<group>                  Verification, the last one, written by controllers
 //	observed/verify/<group>/<node>  VerifyObserved, written by the group's primary nodes
+//	limits/group/<group>            ResyncLimit of a group, written by controllers
+//	limits/node/<node>              ResyncLimit of a node, written by controllers
 //	ops/<op>                        Operation, a persisted step machine
 //	history/<group>/<seq>           HistoryEntry
 //	identity/...                    users, projects, domains, tokens (package api/identity)
@@ -42,6 +44,9 @@ const (
 	PrefixObservedGroup  = "observed/group/"
 	PrefixVerify         = "verify/"
 	PrefixObservedVerify = "observed/verify/"
+	PrefixLimits         = "limits/"
+	PrefixGroupLimits    = "limits/group/"
+	PrefixNodeLimits     = "limits/node/"
 	PrefixOps            = "ops/"
 	PrefixHistory        = "history/"
 	PrefixIdentity       = "identity/"

@@ -85,8 +85,11 @@ func (a *api) declare(r *rest.Request, body *rest.Object) (ok bool, err error) {
 		return false, nil
 	}
 	key := body.Keys()[0]
-	if statements[key] != "" || actions[key] != "" || key == keyOneSided {
+	if statements[key] != "" || actions[key] != "" || key == keyOneSided || key == keyResyncLimit {
 		r.Action = key
+	}
+	if key == keyResyncLimit {
+		return true, a.limitGroup(r, body)
 	}
 	if key == keyOneSided {
 		o := body.Object(key)
@@ -233,6 +236,8 @@ type nodeView struct {
 	TotalBytes int64   `json:"total_bytes"`
 	FreeBytes  int64   `json:"free_bytes"`
 	Version    string  `json:"version"`
+	// ResyncLimit is how much its synchronizations may read and send in a second, MiB; null: as its configuration says.
+	ResyncLimit *int64 `json:"resync_limit_mib"`
 }
 
 // nodes is an extension: the storage nodes without their addresses.
@@ -245,7 +250,7 @@ func (a *api) nodes(w http.ResponseWriter, r *rest.Request) error {
 	for _, n := range nodes {
 		v := nodeView{
 			ID: string(n.ID), AZ: string(n.AZ), Alive: n.Alive,
-			TotalBytes: n.TotalBytes, FreeBytes: n.FreeBytes, Version: n.Version,
+			TotalBytes: n.TotalBytes, FreeBytes: n.FreeBytes, Version: n.Version, ResyncLimit: limitOrNull(n.ResyncLimitMiB),
 		}
 		if n.Alive && !n.Since.IsZero() {
 			since := zoned(n.Since)

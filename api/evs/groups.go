@@ -35,6 +35,10 @@ type groupFull struct {
 	// known), and what threatens it.
 	Reason   *string  `json:"lockstep_reason"`
 	Warnings []string `json:"lockstep_warnings"`
+	// Resync and ResyncLimit are extensions: how a synchronization gets on (null: none runs), and how much
+	// it may read and send in a second at each primary node, MiB (null: no limit of the group's).
+	Resync      *resyncView `json:"lockstep_resync"`
+	ResyncLimit *int64      `json:"lockstep_resync_limit_mib"`
 	// Verified and Verification are extensions: the last proof that both sides are equal, and the
 	// verification that runs, or ran last.
 	Verified     *proofView        `json:"lockstep_verified"`
@@ -60,6 +64,7 @@ func fullGroup(g control.GroupView) groupFull {
 	if out.Verification = viewVerification(g.Verification); g.Verification != nil {
 		out.Verified = viewProof(g.Verification.Proof)
 	}
+	out.Resync, out.ResyncLimit = viewResync(g.Resync), limitOrNull(g.ResyncLimitMiB)
 	out.OneSided = "available"
 	if g.Strict {
 		out.OneSided = "strict"

@@ -47,6 +47,7 @@ func Routes(svc control.Service) []rest.Route {
 	v2(http.MethodDelete, groups+"/{id}/divergence-images/{image_id}", a.deleteDivergenceImage)
 
 	v2(http.MethodGet, "/os-lockstep-nodes", a.nodes)
+	v2(http.MethodPut, "/os-lockstep-nodes/{id}", a.updateNode)
 	v2(http.MethodPost, "/os-lockstep-store-recovery", a.recoverStore)
 
 	for _, prefix := range []string{"/v2", "/v2.1"} {

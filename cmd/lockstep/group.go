@@ -17,7 +17,7 @@ func newGroupCommand(a *app) *cobra.Command {
 	a.cloudFlags(cmd)
 	cmd.AddCommand(a.groupList(), a.groupShow(), a.groupCreate(), a.groupUpdate(), a.groupDelete(),
 		a.groupSync(), a.groupPause(), a.groupFailover(), a.groupSwitchover(), a.groupReprotect(),
-		a.groupExtend(), a.groupHistory(), a.groupExplain(), a.groupVerify(), a.groupPolicy(), a.groupPreview(), a.groupDivergence())
+		a.groupExtend(), a.groupHistory(), a.groupExplain(), a.groupVerify(), a.groupPolicy(), a.groupLimit(), a.groupPreview(), a.groupDivergence())
 	cmd.AddCommand(a.groupStatements()...)
 	return cmd
 }
@@ -81,6 +81,8 @@ func (a *app) printGroup(g client.Group) error {
 		{"priority station", g.PriorityStation},
 		{"replication model", orDash(g.Model)},
 		{"pairs", orDash(strings.Join(g.PairIDs, ", "))},
+		{"synchronization", orDash(resyncShown(g.Resync))},
+		{"synchronization limit", limitText(g.ResyncLimitMiB, "none")},
 		{"proven equal (UTC)", proofText(g)},
 		{"verification", verificationText(g)},
 		{"created", formatTime(g.CreatedAt)},

@@ -38,6 +38,7 @@ var nodeHelp = map[string]string{
 	"flush_every":      "pause between two background flushes",
 	"intent_limit_mib": "most MiB of a volume that its write-intent log marks while in sync",
 	"nbd_memory_mib":   "most MiB that requests of NBD clients hold in memory, all together",
+	"resync_limit_mib": "MiB/s that synchronizations read and send, all together, unless a call says otherwise; 0: no limit",
 	"verify_rate_mib":  "MiB/s that verifications compare, all together, unless a call names its own rate",
 	"log_level":        "debug, info, warn or error",
 	"log_format":       "text or json",
@@ -88,6 +89,6 @@ is known.
 		cfg.Version = version
 		return node.Run(cmd.Context(), cfg.WithDefaults(), log)
 	}
-	cmd.AddCommand(newNodeListCommand(a))
+	cmd.AddCommand(newNodeListCommand(a), newNodeLimitCommand(a))
 	return cmd
 }

@@ -32,9 +32,9 @@ func newNodeListCommand(a *app) *cobra.Command {
 			if n.Alive {
 				state = "alive since " + n.Since.UTC().Format(time.DateTime) + " UTC"
 			}
-			rows[i] = []string{n.ID, n.AZ, state, gib(n.FreeBytes), gib(n.TotalBytes), orDash(n.Version)}
+			rows[i] = []string{n.ID, n.AZ, state, gib(n.FreeBytes), gib(n.TotalBytes), limitText(n.ResyncLimitMiB, "-"), orDash(n.Version)}
 		}
-		return a.printTable([]string{"ID", "AZ", "STATE", "FREE GIB", "TOTAL GIB", "VERSION"}, rows)
+		return a.printTable([]string{"ID", "AZ", "STATE", "FREE GIB", "TOTAL GIB", "RESYNC LIMIT", "VERSION"}, rows)
 	})
 }
 

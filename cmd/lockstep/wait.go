@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
 
@@ -34,9 +33,10 @@ func (w *waiter) flags(cmd *cobra.Command) {
 }
 
 // look is one look at a status: what it is, how far in percent (-1: not known), whether it is
-// settled. An error ends the wait.
+// settled. An error ends the wait. The detail changes all the time: it makes no line of its own in a log.
 type look struct {
 	text    string
+	detail  string
 	percent int
 	done    bool
 }
@@ -93,6 +93,9 @@ func newMeter(w io.Writer, what string) *meter {
 
 func (m *meter) show(l look) {
 	if m.bar != nil {
+		if l.detail != "" {
+			l.text += ", " + l.detail
+		}
 		m.bar.Describe(m.what + ": " + printable(l.text))
 		_ = m.bar.Set(max(l.percent, 0)) // a bar that cannot be drawn is no reason to fail
 		return
@@ -103,6 +106,9 @@ func (m *meter) show(l look) {
 	}
 	if text != m.last {
 		m.last = text
+		if l.detail != "" {
+			text += ", " + l.detail
+		}
 		fmt.Fprintf(m.w, "%s: %s\n", m.what, printable(text))
 	}
 }
@@ -181,27 +187,10 @@ func (a *app) untilGroup(ctx context.Context, w waiter, c *client.Client, id str
 			return look{}, failed("group "+id, g.Status, g.FailureDetail)
 		}
 		if g.ReplicationStatus == "copying" {
-			l.percent, err = groupPercent(ctx, c, id)
+			l.percent, l.detail = resyncPercent(g.Resync), resyncText(g.Resync)
 		}
-		return l, err
+		return l, nil
 	})
-}
-
-// groupPercent is the mean progress of the group's pairs, weighted by nothing: people want a
-// number that only grows.
-func groupPercent(ctx context.Context, c *client.Client, group string) (int, error) {
-	pairs, err := c.Pairs(ctx, client.Filter{GroupID: group})
-	if err != nil || len(pairs) == 0 {
-		return -1, err
-	}
-	sum := 0
-	for _, p := range pairs {
-		n, err := strconv.Atoi(deref(p.Progress))
-		if err == nil {
-			sum += n
-		}
-	}
-	return sum / len(pairs), nil
 }
 
 // settledGroup: no operation is under way.

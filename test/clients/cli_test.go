@@ -206,6 +206,15 @@ func TestCommandLine(t *testing.T) {
 
 	c.run(done, "group", "policy", "g", "strict")
 	c.want(c.object("group", "show", "g"), "lockstep_one_sided", "strict")
+	c.run(done, "group", "limit", "g", "50")
+	c.want(c.object("group", "show", "g"), "lockstep_resync_limit_mib", "50")
+	c.run(done, "group", "limit", "g", "none")
+	node := c.list("node", "list")[0]["id"].(string)
+	c.run(done, "node", "limit", node, "200")
+	if got := c.list("node", "list")[0]["resync_limit_mib"]; fmt.Sprint(got) != "200" {
+		t.Errorf("limit of node %s: %v", node, got)
+	}
+	c.run(done, "node", "limit", node, "default")
 	c.want(c.object("group", "update", "g", "--name", "h", "--wait"), "name", "h", "status", "available")
 	history := c.list("group", "history", "h")
 	if len(history) < 8 || history[0]["what"] != "created" {
@@ -260,6 +269,9 @@ func TestCommandLine(t *testing.T) {
 		{"store", "recover", "--yes"},
 		{"group", "accept-lost-secondary", "h"},
 		{"group", "policy", "h", "lax"},
+		{"group", "limit", "h", "0"},
+		{"group", "limit", "h", "fast"},
+		{"node", "limit", "n", "none"},
 		{"group", "failover", "h"}, // nobody was there to say yes
 		{"group", "create", "--pair", "p"},
 		{"volume", "create", "--name", "x"},

@@ -86,11 +86,11 @@ func (d *deployment) foreground(ctx context.Context, k disk, w workload) (x fore
 		return x, err
 	}
 	copying := func(ctx context.Context) (left int64, err error) {
-		g, err := d.c.Explain(ctx, k.group)
-		if err == nil && g.ReplicationStatus != "copying" {
-			return 0, nil
+		g, err := d.c.Group(ctx, k.group)
+		if err != nil || g.Resync == nil {
+			return 0, err
 		}
-		return g.BehindBytes, err
+		return g.Resync.ToSendBytes, nil
 	}
 	var before, after int64
 	err = until(ctx, "copying", func(ctx context.Context) (bool, error) {
