@@ -15,7 +15,7 @@ func TestASynchronizationKeepsToLimitsThatChangeWhileItRuns(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, 1)
 	p := d.pair(1)
-	data := make([]byte, 384<<20)
+	data := make([]byte, 320<<20)
 	_, _ = rand.Read(data) // never fails
 	if err := d.open(p, "az1").WriteAt(d.ctx, data, 0, false); err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func TestASynchronizationKeepsToLimitsThatChangeWhileItRuns(t *testing.T) {
 	g.act(client.ActionSync)
 	running("8 MiB/s, and the time that is left", func(r client.Resync) bool {
 		left := r.ToSendBytes / (8 << 20)
-		return r.BytesPerSecond > 6<<20 && r.BytesPerSecond < 9<<20 && r.SecondsLeft != nil && *r.SecondsLeft > left/2 && *r.SecondsLeft < left*2+5 && r.TotalBytes == 384<<20
+		return r.BytesPerSecond > 6<<20 && r.BytesPerSecond < 9<<20 && r.SecondsLeft != nil && *r.SecondsLeft > left/2 && *r.SecondsLeft < left*2+5 && r.TotalBytes == gib
 	})
 	must(g.c.LimitNodeResync(g.ctx, primary, 2))
 	running("the node's limit counts, too", func(r client.Resync) bool { return r.BytesPerSecond > 1<<20 && r.BytesPerSecond < 3<<20 })
