@@ -20,8 +20,9 @@ import (
 const (
 	// compareBytes is how much one compare, and one claim on a range, covers.
 	compareBytes = 1 << 20
-	// windowBytes is how far ahead a secondary preserves what a resync will overwrite.
-	windowBytes = 64 << 20
+	// windowBytes is what a secondary preserves at once of what a resync will overwrite, with one sync; while
+	// clients write it is politeWindow.
+	windowBytes, politeWindow = 32 << 20, 4 << 20
 	// resyncDepth is how many ranges of one volume are under way at once.
 	resyncDepth = 8
 )
@@ -230,21 +231,17 @@ func (g *Group) resync(ctx context.Context, v *Volume, l *link, epoch lockstep.E
 	}
 }
 
+// resyncPass goes through the volume once, in windows; while one is sent the secondary preserves the next.
 func (v *Volume) resyncPass(ctx context.Context, l *link, epoch lockstep.Epoch, empty bool, how *comparing) error {
-	for window := int64(0); window < v.Size(); window += windowBytes {
-		exts := v.todoIn(lockstep.Extent{Off: window, Len: min(windowBytes, v.Size()-window)})
-		if len(exts) == 0 {
-			continue
+	w := v.nextWindow(ctx, l, epoch, 0, empty)
+	for len(w.exts) > 0 {
+		if err := <-w.preserved; err != nil {
+			return fmt.Errorf("preserve at the secondary: %w", err)
 		}
-		if !empty {
-			_, err := l.ask(ctx, wire.Header{Kind: wire.KindPreserve, Epoch: epoch, Volume: v.key}, wire.PutExtents(exts))
-			if err != nil {
-				return fmt.Errorf("preserve at the secondary: %w", err)
-			}
-		}
+		next := v.nextWindow(ctx, l, epoch, w.end, empty)
 		eg, ectx := errgroup.WithContext(ctx)
 		eg.SetLimit(resyncDepth)
-		for _, ext := range exts {
+		for _, ext := range w.exts {
 			err := split(ext, v.Size(), func(e lockstep.Extent) error {
 				eg.Go(func() error { return v.resyncPaced(ectx, l, epoch, e, empty, how) })
 				return ectx.Err()
@@ -256,8 +253,44 @@ func (v *Volume) resyncPass(ctx context.Context, l *link, epoch lockstep.Epoch, 
 		if err := eg.Wait(); err != nil {
 			return err
 		}
+		w = next
 	}
 	return nil
+}
+
+// window is a stretch of a volume with what of it is still to be sent.
+type window struct {
+	exts      []lockstep.Extent
+	end       int64
+	preserved <-chan error
+}
+
+// nextWindow takes the next chunks to send from an offset on, and asks the secondary to preserve them.
+func (v *Volume) nextWindow(ctx context.Context, l *link, epoch lockstep.Epoch, from int64, empty bool) window {
+	most := int64(windowBytes)
+	if l.group.host.pace.polite() {
+		most = politeWindow
+	}
+	w := window{end: from}
+	for left := most; left > 0 && w.end < v.Size(); {
+		e := lockstep.Extent{Off: w.end, Len: min(left, v.Size()-w.end)}
+		w.end = e.End()
+		for _, x := range v.todoIn(e) {
+			w.exts = append(w.exts, x)
+			left -= x.Len
+		}
+	}
+	preserved := make(chan error, 1)
+	w.preserved = preserved
+	if empty || len(w.exts) == 0 {
+		preserved <- nil
+		return w
+	}
+	go func() {
+		_, err := l.ask(ctx, wire.Header{Kind: wire.KindPreserve, Epoch: epoch, Volume: v.key}, wire.PutExtents(w.exts))
+		preserved <- err
+	}()
+	return w
 }
 
 // todoIn lists the ranges still to send within e.
