@@ -25,7 +25,7 @@ var mutants = []mutant{
 	}, 30, true},
 	{"a write of a copying epoch is not sent although its chunk was", []patch{
 		{"replica/volume.go", "return to <= v.todo.Len() && v.todo.AllSet(from, to)\n", "return from <= to\n"},
-	}, 60, false},
+	}, 60, true},
 	{"a transaction does not compare what it read", []patch{
 		{"control/tx.go", "\t\tcmps = append(cmps, store.Cmp{Key: key, ModRev: t.cmps[key]})\n", "\t\t_ = key\n"},
 	}, 150, true},
