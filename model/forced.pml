@@ -51,6 +51,11 @@ byte issued, trips, breaks, forces, books, crashes; bool calm; byte givenUp, str
 #define LOST_FORCED (forced && !waived)
 #define ROLLED(x) (!site[x].point || site[x].chunk[0] == site[x].pointed[0] && site[x].chunk[1] == site[x].pointed[1])
 #define DIRTY(c) (P.dirty[c] || S.dirty[c])
+#ifdef BAD_UNSENT             /* a write to what was copied is left to the copying, too */
+#define WITH_CHUNK(c) 1
+#else
+#define WITH_CHUNK(c) (DIRTY(c) && !copied[c])
+#endif
 #define EQUAL (site[0].chunk[0] == site[1].chunk[0] && site[0].chunk[1] == site[1].chunk[1])
 #ifdef BAD_SECOND             /* what lost may be failed over to again */
 #define NOT_LOST 1
@@ -84,6 +89,13 @@ end: do
   :: d_step { x == prim && issued < WRITES && !calm && site[x].mode == serves && site[x].epoch == epoch && !(state == copying && announcedAt == epoch) && !inSync -> write(x) }
   :: d_step { x == prim && issued < WRITES && !calm && site[x].mode == serves && site[x].epoch == epoch && (state == copying && announcedAt == epoch || state == normal && inSync) ->
      write(x); S.chunk[CHUNK(issued)] = issued; copied[CHUNK(issued)] = (state == copying); if :: inSync -> site[x].dirty[CHUNK(issued)] = 0 :: else fi }
+  /* a chunk that is still to be copied takes its writes along */
+  :: d_step { x == prim && issued < WRITES && !calm && site[x].mode == serves && site[x].epoch == epoch && state == copying && announcedAt == epoch && WITH_CHUNK(CHUNK(issued + 1)) ->
+     printf("not sent by itself: "); write(x);
+#ifdef BAD_UNSENT
+     copied[CHUNK(issued)] = 1
+#endif
+     }
   /* one that was not heard of writes on: one-sided with an answer, in sync without one */
   :: d_step { x != prim && issued < WRITES && !calm && site[x].mode == serves && site[x].epoch < epoch && byForce -> printf("site %d: serves on\n", x); assert(0) }
   :: d_step { x != prim && issued < WRITES && !calm && site[x].mode == serves && site[x].epoch < epoch && !byForce && failedOver ->

@@ -73,7 +73,7 @@ end: do
   :: d_step { (phase == apart || phase == copying) && issued < WRITES ->
      issued++; printf("guest: write %d to region %d, one-sided\n", issued, r);
      intent = intent | B(r); dirty = dirty | B(r); cache[r] = issued;
-     if :: phase == copying -> peerCache[r] = issued; undone = undone | B(r) :: else fi }
+     if :: phase == copying -> peerCache[r] = issued; undone = undone | B(r) :: skip fi }   /* copying, it may come with its chunk */
   :: d_step { phase == copying && (dirty & B(r)) ->
      printf("region %d is copied\n", r); peerCache[r] = cache[r]; undone = undone | B(r);
      if :: RULE_F14 -> skip :: else dirty = dirty & ~B(r); intent = intent & ~B(r) fi }    /* [F14] noted, not cleared */

@@ -27,7 +27,7 @@ const (
 	ModeHeld         Mode = "held"           // requests wait
 	ModeOneSided     Mode = "one-sided"      // own copy only, dirty tracking
 	ModeTwoSided     Mode = "two-sided"      // both copies; reads under the lease
-	ModeCopying      Mode = "copying"        // both copies, may fall back to one-sided
+	ModeCopying      Mode = "copying"        // both copies, or own copy only where the chunk is still to be sent
 	ModeCopyTwoSided Mode = "copy-two-sided" // as two-sided, at the end of a copying epoch
 	ModePlain        Mode = "plain"          // not in a group any more
 	ModeRefused      Mode = "refused"        // demoted or never primary: ESHUTDOWN

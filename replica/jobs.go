@@ -205,7 +205,7 @@ func (g *Group) recordedInstance(node lockstep.NodeID) string {
 	return g.view.Record.Instances[node]
 }
 
-// resync sends dirty chunks until none is left. New writes replicate meanwhile, and never overlap
+// resync sends dirty chunks until none is left. New writes to what was sent replicate meanwhile, and none overlaps
 // a chunk in flight.
 func (g *Group) resync(ctx context.Context, v *Volume, l *link, epoch lockstep.Epoch) error {
 	if err := g.startTodo(v, l, epoch); err != nil {
