@@ -12,12 +12,15 @@ import (
 
 // login is what a client asks a token for.
 type login struct {
-	method   string // password, token
+	method   string // password, token, application_credential
+	remote   string // the client's address without its port
 	userID   string
 	userName string
 	userDom  named
 	password string
 	token    string
+	cred     named // application credential
+	secret   string
 	scope    scope
 }
 
@@ -45,7 +48,7 @@ func readNamed(o *rest.Object) named {
 
 // readLogin reads the body of POST /v3/auth/tokens.
 func readLogin(r *rest.Request) (login, error) {
-	var l login
+	l := login{remote: remoteHost(r)}
 	body, err := rest.ReadObject(r)
 	if err != nil {
 		return l, err
@@ -54,7 +57,7 @@ func readLogin(r *rest.Request) (login, error) {
 	ident := auth.Object("identity")
 	methods := ident.Strings("methods")
 	if ident.Err() == nil && len(methods) != 1 {
-		ident.Fail(rest.BadRequest(`"auth.identity.methods" must name one method: "password" or "token"`))
+		ident.Fail(rest.BadRequest(`"auth.identity.methods" must name one method: "password", "token" or "application_credential"`))
 	}
 	if err := body.Err(); err != nil {
 		return l, err
@@ -72,6 +75,22 @@ func readLogin(r *rest.Request) (login, error) {
 		}
 		if l.userID == "" && (l.userName == "" || l.userDom.empty()) {
 			user.Fail(rest.BadRequest(`"auth.identity.password.user" needs an id, or a name and a domain`))
+		}
+	case "application_credential":
+		cred := ident.Object("application_credential")
+		l.cred, l.secret = readNamed(cred), cred.String("secret")
+		switch {
+		case l.cred.id != "":
+		case l.cred.name == "":
+			cred.Fail(rest.BadRequest(`"auth.identity.application_credential" needs an id, or a name and a user`))
+		default:
+			user := cred.Object("user")
+			n := readNamed(user)
+			l.userID, l.userName = n.id, n.name
+			l.userDom = readNamed(user.OptObject("domain"))
+			if l.userID == "" && (l.userName == "" || l.userDom.empty()) {
+				user.Fail(rest.BadRequest(`"auth.identity.application_credential.user" needs an id, or a name and a domain`))
+			}
 		}
 	case "token":
 		l.token = ident.Object("token").String("id")
@@ -131,7 +150,10 @@ func (s *Service) domainID(ctx context.Context, n named) (string, error) {
 func (s *Service) login(ctx context.Context, l login) (string, *Token, error) {
 	t := Token{Methods: []string{l.method}}
 	var home string // the user's domain, for a project's name without one
-	if l.method == "token" {
+	switch l.method {
+	case "application_credential":
+		return s.loginByCredential(ctx, l)
+	case "token":
 		old, err := s.Validate(ctx, l.token)
 		if err != nil {
 			return "", nil, unauthorizedUnless(err)
@@ -139,15 +161,22 @@ func (s *Service) login(ctx context.Context, l login) (string, *Token, error) {
 		// A token from a token ends with it: else one login would last for ever.
 		t.UserID, t.ExpiresAt, home = old.UserID, old.ExpiresAt, old.User.Domain
 		t.Methods = append(t.Methods, old.Methods...)
+		t.Generation, t.AppCred = old.Generation, old.AppCred
+		if old.AppCred != "" { // it cannot leave the project of its credential
+			if l.scope.hasDomain || l.scope.hasProject && l.scope.project.id != old.ProjectID {
+				return "", nil, errUnauthorized()
+			}
+			t.ProjectID = old.ProjectID
+		}
 		if len(t.Methods) > 2 {
 			t.Methods = t.Methods[:2]
 		}
-	} else {
+	default:
 		u, err := s.checkPassword(ctx, l)
 		if err != nil {
 			return "", nil, err
 		}
-		t.UserID, home = u.ID, u.Domain
+		t.UserID, t.Generation, home = u.ID, u.Generation, u.Domain
 	}
 	var err error
 	switch {
@@ -185,22 +214,19 @@ func (s *Service) login(ctx context.Context, l login) (string, *Token, error) {
 // checkPassword finds the user and compares the password. A user that does not exist takes as long
 // and gets the same answer.
 func (s *Service) checkPassword(ctx context.Context, l login) (User, error) {
-	id := l.userID
-	if id == "" {
-		dom, err := s.domainID(ctx, l.userDom)
-		if err != nil {
-			return User{}, err
-		}
-		if id, err = s.idByName(ctx, "user", dom, l.userName); err != nil {
-			return User{}, err
-		}
+	id, who, err := s.loginUser(ctx, l)
+	if err != nil {
+		return User{}, err
+	}
+	if err := s.limit.admit(who, l.remote); err != nil {
+		return User{}, err
 	}
 	u, found, err := s.user(ctx, id)
 	if err != nil {
 		return User{}, err
 	}
 	candidate := &u
-	if !found {
+	if !found || u.Password == "" {
 		candidate = nil
 	}
 	ok, err := s.hasher.check(ctx, candidate, l.password)
@@ -208,9 +234,30 @@ func (s *Service) checkPassword(ctx context.Context, l login) (User, error) {
 		return User{}, err
 	}
 	if !ok {
+		s.limit.failed(who, l.remote)
 		return User{}, errUnauthorized()
 	}
+	s.limit.passed(who, l.remote)
 	return u, nil
+}
+
+// loginUser resolves the user a login names: its id, "" if there is none, and the word under which
+// failures are counted, which is there either way.
+func (s *Service) loginUser(ctx context.Context, l login) (id, who string, err error) {
+	if id = l.userID; id != "" {
+		return id, id, nil
+	}
+	dom, err := s.domainID(ctx, l.userDom)
+	if err != nil {
+		return "", "", err
+	}
+	if id, err = s.idByName(ctx, "user", dom, l.userName); err != nil {
+		return "", "", err
+	}
+	if id == "" {
+		return "", hash("name " + dom + "/" + l.userName), nil
+	}
+	return id, id, nil
 }
 
 func unauthorizedUnless(err error) error {
@@ -252,6 +299,15 @@ type tokenBody struct {
 	IsDomain  *bool          `json:"is_domain,omitempty"`
 	Roles     []ref          `json:"roles,omitempty"`
 	Catalog   []catalogEntry `json:"catalog,omitempty"`
+
+	Credential *credentialRef `json:"application_credential,omitempty"`
+}
+
+// credentialRef tells a client which application credential its token stems from.
+type credentialRef struct {
+	ID         string `json:"id"`
+	Name       string `json:"name"`
+	Restricted bool   `json:"restricted"`
 }
 
 // tokenView is the answer to a login and to a validation.
@@ -265,6 +321,9 @@ func (s *Service) tokenView(r *rest.Request, t *Token) any {
 	}
 	for _, name := range t.Roles {
 		b.Roles = append(b.Roles, ref{ID: stableID("role", name), Name: name})
+	}
+	if c := t.Credential; c != nil {
+		b.Credential = &credentialRef{ID: c.ID, Name: c.Name, Restricted: !c.Unrestricted}
 	}
 	switch {
 	case t.Project != nil:
@@ -322,7 +381,9 @@ func (s *Service) subject(r *rest.Request) (string, *Token, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	if t.UserID != caller.UserID && !caller.Admin() {
+	if a, err := s.authority(r.Context(), caller); err != nil {
+		return "", nil, err
+	} else if t.UserID != caller.UserID && !a.manages(t.User.Domain) {
 		return "", nil, rest.Forbidden("You are not authorized to look at another user's token.")
 	}
 	return secret, t, nil

@@ -187,14 +187,7 @@ func (s *Service) CreateProject(ctx context.Context, domain, name string) (Proje
 		return Project{}, missing(err, "domain", domain)
 	}
 	p := Project{ID: newID(), Name: name, Domain: domain, Enabled: true}
-	err := create(ctx, s.cfg.Store, map[string]any{
-		key("projects", p.ID):                            p,
-		key("names", "project", domain, hexName(p.Name)): p.ID,
-	})
-	if err != nil {
-		return Project{}, fmt.Errorf("create project %s: %w", name, err)
-	}
-	return p, nil
+	return p, s.addProject(ctx, p)
 }
 
 // CreateUser adds a user to a domain; it has no role yet. lockstep.ErrExists if the domain has one
@@ -211,61 +204,7 @@ func (s *Service) CreateUser(ctx context.Context, domain, name, password string)
 		return User{}, err
 	}
 	u := User{ID: newID(), Name: name, Domain: domain, Password: hash, Enabled: true}
-	err = create(ctx, s.cfg.Store, map[string]any{
-		key("users", u.ID): u,
-		key("names", "user", domain, hexName(u.Name)): u.ID,
-	})
-	if err != nil {
-		return User{}, fmt.Errorf("create user %s: %w", name, err)
-	}
-	return u, nil
-}
-
-// Assign sets the roles of a user on a project or a domain (exactly one of the two is named); no
-// roles takes them all away. Tokens in that scope follow within seconds.
-func (s *Service) Assign(ctx context.Context, a Assignment) error {
-	target := a.Project
-	if target == "" {
-		target = a.Domain
-	}
-	if (a.Project == "") == (a.Domain == "") || !validID(target) || !validID(a.User) {
-		return errors.New("an assignment needs a user and either a project or a domain")
-	}
-	if _, found, err := s.user(ctx, a.User); err != nil || !found {
-		return missing(err, "user", a.User)
-	}
-	op := store.Op{Key: key("roles", a.User, target), Value: store.Encode(a)}
-	if _, _, err := s.cfg.Store.Txn(ctx, nil, []store.Op{op}); err != nil {
-		return fmt.Errorf("assign roles to user %s: %w", a.User, err)
-	}
-	s.forget()
-	return nil
-}
-
-// SetPassword replaces a user's password. Tokens already issued go on.
-func (s *Service) SetPassword(ctx context.Context, user, password string) error {
-	hash, err := HashPassword(password)
-	if err != nil {
-		return err
-	}
-	kv, err := s.cfg.Store.Get(ctx, key("users", user))
-	if err != nil {
-		return fmt.Errorf("read user %s: %w", user, err)
-	}
-	u, err := store.Decode[User](kv.Value)
-	if err != nil {
-		return fmt.Errorf("decode user %s: %w", user, err)
-	}
-	u.Password = hash
-	op := store.Op{Key: kv.Key, Value: store.Encode(u)}
-	ok, _, err := s.cfg.Store.Txn(ctx, []store.Cmp{{Key: kv.Key, ModRev: kv.ModRev}}, []store.Op{op})
-	if err != nil {
-		return fmt.Errorf("set password of user %s: %w", user, err)
-	}
-	if !ok {
-		return fmt.Errorf("set password of user %s: %w", user, lockstep.ErrConflict)
-	}
-	return nil
+	return u, s.addUser(ctx, u)
 }
 
 func missing(err error, kind, id string) error {

@@ -37,6 +37,12 @@ type User struct {
 	Domain   string `json:"domain"`
 	Password string `json:"password"` // argon2id, PHC string
 	Enabled  bool   `json:"enabled"`
+
+	Description    string `json:"description,omitempty"`
+	Email          string `json:"email,omitempty"`
+	DefaultProject string `json:"default_project,omitempty"`
+	// Generation counts the changes that end all tokens of the user: a new password, a disabling.
+	Generation int64 `json:"generation,omitempty"`
 }
 
 // Assignment gives a user roles on one project or domain.
@@ -47,11 +53,17 @@ type Assignment struct {
 	Roles   []string `json:"roles"`
 }
 
-// Names of roles. Any role admits to a project; RoleAdmin shows other projects and users too.
+// Names of roles; there are no others. Any role admits to a project. RoleAdmin on a domain manages
+// its users and projects, RoleAdmin on the domain default everything.
 const (
-	RoleAdmin  = "admin"
-	RoleMember = "member"
+	RoleAdmin    = "admin"
+	RoleOperator = "operator"
+	RoleMember   = "member"
+	RoleReader   = "reader"
 )
+
+// Roles are all roles, the mightiest first.
+var Roles = []string{RoleAdmin, RoleOperator, RoleMember, RoleReader}
 
 // Token is what the store keeps of a token, and what a valid one tells.
 type Token struct {
@@ -63,6 +75,10 @@ type Token struct {
 	DomainID  string    `json:"domain_id,omitempty"`
 	IssuedAt  time.Time `json:"issued_at"`
 	ExpiresAt time.Time `json:"expires_at"`
+	// Generation is the user's when the password or secret was checked; the token ends with it.
+	Generation int64 `json:"generation,omitempty"`
+	// AppCred is the id of the application credential the token stems from, if one.
+	AppCred string `json:"app_cred,omitempty"`
 
 	// Filled in when a token is validated, so that a role taken away counts at once.
 	UserDomain    Domain   `json:"-"`
@@ -70,6 +86,7 @@ type Token struct {
 	ProjectDomain Domain   `json:"-"`
 	Domain        *Domain  `json:"-"`
 	Roles         []string `json:"-"`
+	Credential    *AppCred `json:"-"` // of AppCred
 }
 
 // Admin reports whether the token carries the admin role in its scope.
@@ -102,6 +119,7 @@ type Config struct {
 type Service struct {
 	cfg    Config
 	hasher *hasher
+	limit  *throttle
 
 	mu    sync.Mutex // guards cache; never held across I/O
 	cache map[string]cached
@@ -142,7 +160,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{cfg: cfg, hasher: newHasher(cfg.Logins), cache: map[string]cached{}}, nil
+	return &Service{cfg: cfg, hasher: newHasher(cfg.Logins), limit: newThrottle(cfg.Now), cache: map[string]cached{}}, nil
 }
 
 // Region is the region's name in the catalog.

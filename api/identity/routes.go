@@ -2,6 +2,7 @@ package identity
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/lockstep-dr/lockstep/api/rest"
@@ -29,7 +30,7 @@ func (s *Service) Routes() []rest.Route {
 			return rest.WriteJSON(w, http.StatusOK, body)
 		})
 	}
-	return []rest.Route{
+	return append(s.changes(), []rest.Route{
 		none(http.MethodGet, "", s.versions),
 		none(http.MethodGet, "/v3", s.version),
 		none(http.MethodPost, "/v3/auth/tokens", s.postToken),
@@ -46,11 +47,12 @@ func (s *Service) Routes() []rest.Route {
 		with("/v3/domains", s.domains),
 		with("/v3/domains/{id}", s.showDomain),
 		with("/v3/roles", s.listRoles),
+		with("/v3/roles/{id}", s.showRole),
 		with("/v3/regions", s.regions),
 		with("/v3/regions/{id}", s.showRegion),
 		with("/v3/services", s.services),
 		with("/v3/endpoints", s.endpoints),
-	}
+	}...)
 }
 
 func versionDoc(base string) map[string]any {
@@ -98,10 +100,18 @@ func domainView(r *rest.Request, d Domain) map[string]any {
 }
 
 func userView(r *rest.Request, u User) map[string]any {
-	return map[string]any{
+	v := map[string]any{
 		"id": u.ID, "name": u.Name, "domain_id": u.Domain, "enabled": u.Enabled,
 		"password_expires_at": nil, "options": map[string]any{}, "links": self(r, "users", u.ID),
+		"description": u.Description,
 	}
+	if u.Email != "" {
+		v["email"] = u.Email
+	}
+	if u.DefaultProject != "" {
+		v["default_project_id"] = u.DefaultProject
+	}
+	return v
 }
 
 func (s *Service) authCatalog(r *rest.Request, t *Token) (any, error) {
@@ -152,16 +162,33 @@ func (s *Service) authDomains(r *rest.Request, t *Token) (any, error) {
 	return listBody(r, "domains", domainViews(r, ds)), nil
 }
 
-// projects lists all for an admin, else those the user has a role on.
+// projects lists those the caller manages or has a role on.
 func (s *Service) projects(r *rest.Request, t *Token) (any, error) {
-	if !t.Admin() {
-		return s.authProjects(r, t)
-	}
-	ps, err := list[Project](r.Context(), s.cfg.Store, key("projects")+"/")
+	a, err := s.authority(r.Context(), t)
 	if err != nil {
 		return nil, err
 	}
-	return listBody(r, "projects", projectViews(r, ps)), nil
+	out, err := s.projectsOf(r.Context(), t.UserID)
+	if err != nil {
+		return nil, err
+	}
+	if len(a.domains) > 0 {
+		own := map[string]bool{}
+		for _, p := range out {
+			own[p.ID] = true
+		}
+		all, err := list[Project](r.Context(), s.cfg.Store, key("projects")+"/")
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range all {
+			if !own[p.ID] && a.manages(p.Domain) {
+				out = append(out, p)
+			}
+		}
+		slices.SortFunc(out, func(a, b Project) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return listBody(r, "projects", projectViews(r, out)), nil
 }
 
 func (s *Service) showProject(r *rest.Request, t *Token) (any, error) {
@@ -170,7 +197,11 @@ func (s *Service) showProject(r *rest.Request, t *Token) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if found && !t.Admin() {
+	a, err := s.authority(r.Context(), t)
+	if err != nil {
+		return nil, err
+	}
+	if found && !a.manages(p.Domain) {
 		roles, err := s.roles(r.Context(), t.UserID, id)
 		if err != nil {
 			return nil, err
@@ -183,57 +214,84 @@ func (s *Service) showProject(r *rest.Request, t *Token) (any, error) {
 	return map[string]any{"project": projectView(r, p)}, nil
 }
 
+// domains lists the caller's own and those it manages.
 func (s *Service) domains(r *rest.Request, t *Token) (any, error) {
-	if t.Admin() {
-		ds, err := list[Domain](r.Context(), s.cfg.Store, key("domains")+"/")
-		if err != nil {
-			return nil, err
-		}
-		return listBody(r, "domains", domainViews(r, ds)), nil
+	a, err := s.authority(r.Context(), t)
+	if err != nil {
+		return nil, err
 	}
-	return listBody(r, "domains", domainViews(r, []Domain{t.UserDomain})), nil
+	ds, err := list[Domain](r.Context(), s.cfg.Store, key("domains")+"/")
+	if err != nil {
+		return nil, err
+	}
+	ds = slices.DeleteFunc(ds, func(d Domain) bool { return d.ID != t.UserDomain.ID && !a.manages(d.ID) })
+	return listBody(r, "domains", domainViews(r, ds)), nil
 }
 
 func (s *Service) showDomain(r *rest.Request, t *Token) (any, error) {
 	id := r.PathValue("id")
+	a, err := s.authority(r.Context(), t)
+	if err != nil {
+		return nil, err
+	}
 	d, found, err := s.domain(r.Context(), id)
 	if err != nil {
 		return nil, err
 	}
-	if !found || !t.Admin() && id != t.UserDomain.ID {
+	if !found || !a.manages(id) && id != t.UserDomain.ID {
 		return nil, rest.NotFound("Could not find domain: %.80s.", id)
 	}
 	return map[string]any{"domain": domainView(r, d)}, nil
 }
 
 func (s *Service) users(r *rest.Request, t *Token) (any, error) {
+	a, err := s.authority(r.Context(), t)
+	if err != nil {
+		return nil, err
+	}
 	us := []User{t.User}
-	if t.Admin() {
-		var err error
+	if len(a.domains) > 0 {
 		if us, err = list[User](r.Context(), s.cfg.Store, key("users")+"/"); err != nil {
 			return nil, err
 		}
 	}
-	out := []any{}
+	q, out := r.URL.Query(), []any{}
 	for _, u := range us {
-		if name := r.URL.Query().Get("name"); name == "" || name == u.Name {
-			out = append(out, userView(r, u))
+		if u.ID != t.UserID && !a.manages(u.Domain) {
+			continue
 		}
+		if name := q.Get("name"); name != "" && name != u.Name {
+			continue
+		}
+		if d := q.Get("domain_id"); d != "" && d != u.Domain {
+			continue
+		}
+		out = append(out, userView(r, u))
 	}
 	return listBody(r, "users", out), nil
 }
 
-// findUser is the user of the path; one may look at oneself, an admin at everybody.
+// findUser is the user of the path; one may look at oneself, an admin at those of the domains it manages.
 func (s *Service) findUser(r *rest.Request, t *Token) (User, error) {
 	id := r.PathValue("id")
-	if id != t.UserID && !t.Admin() {
+	u, found, err := s.user(r.Context(), id)
+	if err != nil {
+		return User{}, err
+	}
+	if id == t.UserID {
+		return u, nil
+	}
+	a, err := s.authority(r.Context(), t)
+	if err != nil {
+		return User{}, err
+	}
+	if len(a.domains) == 0 || found && !a.manages(u.Domain) {
 		return User{}, rest.Forbidden("You are not authorized to look at another user.")
 	}
-	u, found, err := s.user(r.Context(), id)
-	if err == nil && !found {
-		err = rest.NotFound("Could not find user: %.80s.", id)
+	if !found {
+		return User{}, rest.NotFound("Could not find user: %.80s.", id)
 	}
-	return u, err
+	return u, nil
 }
 
 func (s *Service) showUser(r *rest.Request, t *Token) (any, error) {
@@ -256,13 +314,37 @@ func (s *Service) userProjects(r *rest.Request, t *Token) (any, error) {
 	return listBody(r, "projects", projectViews(r, ps)), nil
 }
 
+func roleView(r *rest.Request, name string) map[string]any {
+	id := stableID("role", name)
+	return map[string]any{"id": id, "name": name, "domain_id": nil, "links": self(r, "roles", id)}
+}
+
 func (s *Service) listRoles(r *rest.Request, _ *Token) (any, error) {
 	out := []any{}
-	for _, name := range []string{RoleAdmin, RoleMember} {
-		id := stableID("role", name)
-		out = append(out, map[string]any{"id": id, "name": name, "domain_id": nil, "links": self(r, "roles", id)})
+	for _, name := range Roles {
+		if q := r.URL.Query().Get("name"); q == "" || q == name {
+			out = append(out, roleView(r, name))
+		}
 	}
 	return listBody(r, "roles", out), nil
+}
+
+// roleOf is the role with an id.
+func roleOf(id string) (string, error) {
+	for _, name := range Roles {
+		if id == stableID("role", name) {
+			return name, nil
+		}
+	}
+	return "", rest.NotFound("Could not find role: %.80s.", id)
+}
+
+func (s *Service) showRole(r *rest.Request, _ *Token) (any, error) {
+	name, err := roleOf(r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"role": roleView(r, name)}, nil
 }
 
 func (s *Service) regionView(r *rest.Request) map[string]any {

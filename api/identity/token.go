@@ -110,6 +110,9 @@ func (s *Service) resolve(ctx context.Context, t Token) (*Token, error) {
 	if !found || !u.Enabled {
 		return nil, ErrNoToken
 	}
+	if t.Generation != u.Generation {
+		return nil, ErrNoToken
+	}
 	t.User = u
 	if t.UserDomain, found, err = s.domain(ctx, u.Domain); err != nil || !found || !t.UserDomain.Enabled {
 		return nil, gone(err)
@@ -135,6 +138,11 @@ func (s *Service) resolve(ctx context.Context, t Token) (*Token, error) {
 		t.Domain = &d
 		if t.Roles, err = s.roles(ctx, u.ID, d.ID); err != nil || len(t.Roles) == 0 {
 			return nil, gone(err)
+		}
+	}
+	if t.AppCred != "" {
+		if err := s.restrict(ctx, &t); err != nil {
+			return nil, err
 		}
 	}
 	return &t, nil
