@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -300,5 +301,10 @@ func TestLoginThrottle(t *testing.T) {
 	r.is(a, 201)
 	a, _ = r.enter(pwIdent(u.ID, ""), "")
 	r.is(a, 401)
-	ok(t, r.users.Assign(t.Context(), identity.Assignment{User: u.ID, Project: r.project, Roles: []string{identity.RoleReader}}))
+	ok(t, r.users.Assign(t.Context(), identity.Assignment{User: u.ID, Project: r.project, Roles: []string{identity.RoleMember}}))
+	// A role that no rule knows would look like a bound and be none.
+	err = r.users.Assign(t.Context(), identity.Assignment{User: u.ID, Project: r.project, Roles: []string{"reader"}})
+	if !errors.Is(err, identity.ErrInvalid) {
+		t.Errorf("the role reader was given: %v", err)
+	}
 }

@@ -53,17 +53,16 @@ type Assignment struct {
 	Roles   []string `json:"roles"`
 }
 
-// Names of roles; there are no others. Any role admits to a project. RoleAdmin on a domain manages
+// Names of roles; there are no others. Any role admits to a project, and to every call but the
+// operators' statements, which need RoleAdmin: so there is no role yet that only looks. RoleAdmin on a domain manages
 // its users and projects, RoleAdmin on the domain default everything.
 const (
-	RoleAdmin    = "admin"
-	RoleOperator = "operator"
-	RoleMember   = "member"
-	RoleReader   = "reader"
+	RoleAdmin  = "admin"
+	RoleMember = "member"
 )
 
 // Roles are all roles, the mightiest first.
-var Roles = []string{RoleAdmin, RoleOperator, RoleMember, RoleReader}
+var Roles = []string{RoleAdmin, RoleMember}
 
 // Token is what the store keeps of a token, and what a valid one tells.
 type Token struct {
