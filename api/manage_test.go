@@ -1,8 +1,11 @@
 package api_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -306,5 +309,109 @@ func TestLoginThrottle(t *testing.T) {
 	err = r.users.Assign(t.Context(), identity.Assignment{User: u.ID, Project: r.project, Roles: []string{"reader"}})
 	if !errors.Is(err, identity.ErrInvalid) {
 		t.Errorf("the role reader was given: %v", err)
+	}
+}
+
+// TestLoginThrottleOfCredentials: guesses at the secret of one credential count together, whatever else the
+// login says and whichever way the credential is named.
+func TestLoginThrottleOfCredentials(t *testing.T) {
+	r := newRig(t)
+	a := r.do("POST", v3+"/users/"+r.boot.UserID+"/application_credentials", `{"application_credential":{"name":"ci","secret":"short"}}`)
+	r.is(a, 201)
+	id := a.str(t, "application_credential.id")
+	for i := range 10 {
+		cred := fmt.Sprintf(`"id":"%s","name":"n%d"`, id, i)
+		if i%2 == 0 {
+			cred = `"name":"ci","user":{"id":"` + r.boot.UserID + `"}`
+		}
+		a, _ := r.enter(credIdent(cred, "guess"), "")
+		r.is(a, 401)
+	}
+	for _, cred := range []string{`"id":"` + id + `","name":"new"`, `"name":"ci","user":{"name":"admin","domain":{"id":"default"}}`} {
+		a, _ := r.enter(credIdent(cred, "short"), "")
+		r.is(a, 429)
+	}
+}
+
+// TestIdentityPages: lists come in pages by id with links that lead through them; without a limit in one.
+func TestIdentityPages(t *testing.T) {
+	r := newRig(t)
+	want := map[string]bool{r.boot.UserID: true}
+	for i := range 4 {
+		u, err := r.users.CreateUser(t.Context(), "default", fmt.Sprint("u", i), "x")
+		ok(t, err)
+		want[u.ID] = true
+		p, err := r.users.CreateProject(t.Context(), "default", fmt.Sprint("q", i))
+		ok(t, err)
+		ok(t, r.users.Assign(t.Context(), identity.Assignment{User: r.boot.UserID, Project: p.ID, Roles: []string{"member"}}))
+	}
+	type list struct {
+		Users    []struct{ ID string }
+		Projects []struct{ ID string }
+		Domains  []struct{ ID string }
+		Links    struct{ Next, Previous *string }
+	}
+	get := func(path string) (l list) {
+		t.Helper()
+		a := r.do("GET", path, "")
+		r.is(a, 200)
+		ok(t, json.Unmarshal([]byte(a.body), &l))
+		return l
+	}
+	var ids []string
+	path := v3 + "/users?limit=2&domain_id=default"
+	for n := 0; path != ""; n++ {
+		l := get(path)
+		for _, u := range l.Users {
+			ids = append(ids, u.ID)
+		}
+		if last := l.Links.Next == nil; last != (n == 2) || len(l.Users) > 2 {
+			t.Fatalf("page %d of %s: %+v", n, path, l)
+		}
+		if path = ""; l.Links.Next != nil {
+			u, err := url.Parse(*l.Links.Next)
+			ok(t, err)
+			if u.Host == "" || u.Query().Get("domain_id") != "default" {
+				t.Errorf("next: %s", u)
+			}
+			path = u.RequestURI()
+		}
+	}
+	if len(ids) != len(want) || !slices.IsSorted(ids) {
+		t.Errorf("pages held %v, want %v", ids, want)
+	}
+	for _, id := range ids {
+		if !want[id] {
+			t.Errorf("user %s came twice, or is none", id)
+		}
+		delete(want, id)
+	}
+	if l := get(v3 + "/users"); len(l.Users) != 5 || l.Links.Next != nil {
+		t.Errorf("without a limit: %+v", l)
+	}
+	// The last item seen may be gone when the next page is asked for.
+	if ids[1] != r.boot.UserID {
+		r.is(r.do("DELETE", v3+"/users/"+ids[1], ""), 204)
+		if l := get(v3 + "/users?limit=2&marker=" + ids[1]); len(l.Users) != 2 || l.Users[0].ID != ids[2] {
+			t.Errorf("after a marker that is gone: %+v", l)
+		}
+	}
+	for _, path := range []string{"/projects", "/auth/projects", "/users/" + r.boot.UserID + "/projects"} {
+		first := get(v3 + path + "?limit=4")
+		if len(first.Projects) != 4 || first.Links.Next == nil {
+			t.Fatalf("%s: %+v", path, first)
+		}
+		rest := get(v3 + path + "?limit=4&marker=" + first.Projects[3].ID)
+		if len(rest.Projects) != 1 || rest.Links.Next != nil || rest.Projects[0].ID <= first.Projects[3].ID {
+			t.Errorf("%s: %+v", path, rest)
+		}
+	}
+	for _, path := range []string{"/domains", "/auth/domains"} {
+		if l := get(v3 + path + "?marker=default"); len(l.Domains) != 0 {
+			t.Errorf("%s after the last: %+v", path, l)
+		}
+	}
+	for _, bad := range []string{"0", "-1", "x"} {
+		r.is(r.do("GET", v3+"/users?limit="+bad, ""), 400, "limit")
 	}
 }

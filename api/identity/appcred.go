@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -95,17 +96,58 @@ func (s *Service) createAppCred(ctx context.Context, c AppCred, secret string) (
 	return c, secret, nil
 }
 
+// deleteCredential deletes a credential, unless another call has done so meanwhile: its name may be another's then.
+func (s *Service) deleteCredential(ctx context.Context, c AppCred) (deleted bool, err error) {
+	_, cmp, err := stored[AppCred](ctx, s.cfg.Store, "appcreds/"+c.User, c.ID)
+	if errors.Is(err, lockstep.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var ops []store.Op
+	for _, k := range c.keys() {
+		ops = append(ops, store.Op{Key: k, Delete: true})
+	}
+	err = s.commit(ctx, []store.Cmp{cmp}, ops)
+	if errors.Is(err, lockstep.ErrConflict) { // a credential never changes: it is gone
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("delete application credential %s: %w", c.ID, err)
+	}
+	return true, nil
+}
+
+// SweepCredentials deletes application credentials whose time is over and tells how many.
+func (s *Service) SweepCredentials(ctx context.Context) (int, error) {
+	cs, err := list[AppCred](ctx, s.cfg.Store, key("appcreds")+"/")
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, c := range cs {
+		if !c.ended(s.cfg.Now()) {
+			continue
+		}
+		deleted, err := s.deleteCredential(ctx, c)
+		if err != nil {
+			return n, err
+		}
+		if deleted {
+			n++
+		}
+	}
+	return n, nil
+}
+
 // loginByCredential issues a token in the project of an application credential. All refusals look alike.
 func (s *Service) loginByCredential(ctx context.Context, l login) (string, *Token, error) {
 	if l.scope.hasProject || l.scope.hasDomain {
 		return "", nil, errUnauthorized() // its scope is its own
 	}
-	id, user, err := s.findCredential(ctx, l)
+	id, user, who, err := s.findCredential(ctx, l)
 	if err != nil {
-		return "", nil, err
-	}
-	who := "credential " + l.cred.id + " " + hash(l.cred.name+"/"+user+"/"+l.userName)
-	if err := s.limit.admit(who, l.remote); err != nil {
 		return "", nil, err
 	}
 	c, found, err := s.appCred(ctx, user, id)
@@ -120,15 +162,9 @@ func (s *Service) loginByCredential(ctx context.Context, l login) (string, *Toke
 	if found && isUser {
 		candidate = &User{Password: c.Secret, Enabled: u.Enabled}
 	}
-	ok, err := s.hasher.check(ctx, candidate, l.secret)
-	if err != nil {
+	if err := s.verify(ctx, who, l.remote, candidate, l.secret); err != nil {
 		return "", nil, err
 	}
-	if !ok {
-		s.limit.failed(who, l.remote)
-		return "", nil, errUnauthorized()
-	}
-	s.limit.passed(who, l.remote)
 	t := Token{
 		Methods: []string{l.method}, UserID: u.ID, Generation: u.Generation, ProjectID: c.Project, AppCred: c.ID,
 	}
@@ -139,20 +175,23 @@ func (s *Service) loginByCredential(ctx context.Context, l login) (string, *Toke
 	return secret, full, unauthorizedUnless(err)
 }
 
-// findCredential resolves a credential by its id, or by name and user; both "" if there is none.
-func (s *Service) findCredential(ctx context.Context, l login) (id, user string, err error) {
-	if l.cred.id != "" {
-		if !validID(l.cred.id) {
-			return "", "", nil
+// findCredential resolves a credential by its id, or by name and user; both "" if there is none. Failures
+// are counted under who, which is the same whichever way an existing credential is named.
+func (s *Service) findCredential(ctx context.Context, l login) (id, user, who string, err error) {
+	if id = l.cred.id; id != "" { // a name beside it says nothing
+		if validID(id) {
+			user, _, err = get[string](ctx, s.cfg.Store, key("appcredusers", id))
 		}
-		user, _, err = get[string](ctx, s.cfg.Store, key("appcredusers", l.cred.id))
-		return l.cred.id, user, err
+		return id, user, hash("credential " + id), err
 	}
-	if user, _, err = s.loginUser(ctx, l); err != nil || !validID(user) {
-		return "", "", err
+	user, whose, err := s.loginUser(ctx, l)
+	if err == nil && validID(user) {
+		id, err = s.idByName(ctx, "appcred", user, l.cred.name)
 	}
-	id, err = s.idByName(ctx, "appcred", user, l.cred.name)
-	return id, user, err
+	if id == "" {
+		return "", "", hash("credential of " + whose + "/" + l.cred.name), err
+	}
+	return id, user, hash("credential " + id), err
 }
 
 // restrict cuts a token down to its application credential. ErrNoToken if that is gone or has ended.

@@ -218,9 +218,6 @@ func (s *Service) checkPassword(ctx context.Context, l login) (User, error) {
 	if err != nil {
 		return User{}, err
 	}
-	if err := s.limit.admit(who, l.remote); err != nil {
-		return User{}, err
-	}
 	u, found, err := s.user(ctx, id)
 	if err != nil {
 		return User{}, err
@@ -229,23 +226,39 @@ func (s *Service) checkPassword(ctx context.Context, l login) (User, error) {
 	if !found || u.Password == "" {
 		candidate = nil
 	}
-	ok, err := s.hasher.check(ctx, candidate, l.password)
+	return u, s.verify(ctx, who, l.remote, candidate, l.password)
+}
+
+// verify compares a secret with the one in candidate (nil if there is none), within the bounds of logins.
+// All failures of who from remote count together.
+func (s *Service) verify(ctx context.Context, who, remote string, candidate *User, secret string) error {
+	leave, err := s.hasher.enter()
 	if err != nil {
-		return User{}, err
+		return err
 	}
-	if !ok {
-		s.limit.failed(who, l.remote)
-		return User{}, errUnauthorized()
+	defer leave()
+	a, err := s.limit.begin(ctx, who, remote)
+	if err != nil {
+		return err
 	}
-	s.limit.passed(who, l.remote)
-	return u, nil
+	ok, err := s.hasher.check(ctx, candidate, secret)
+	switch {
+	case err != nil:
+		a.dropped()
+		return err
+	case !ok:
+		a.failed()
+		return errUnauthorized()
+	}
+	a.passed()
+	return nil
 }
 
 // loginUser resolves the user a login names: its id, "" if there is none, and the word under which
-// failures are counted, which is there either way.
+// failures are counted, which is there either way and never long.
 func (s *Service) loginUser(ctx context.Context, l login) (id, who string, err error) {
 	if id = l.userID; id != "" {
-		return id, id, nil
+		return id, hash("user " + id), nil
 	}
 	dom, err := s.domainID(ctx, l.userDom)
 	if err != nil {
@@ -257,7 +270,7 @@ func (s *Service) loginUser(ctx context.Context, l login) (id, who string, err e
 	if id == "" {
 		return "", hash("name " + dom + "/" + l.userName), nil
 	}
-	return id, id, nil
+	return id, hash("user " + id), nil
 }
 
 func unauthorizedUnless(err error) error {

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -124,7 +123,7 @@ func (s *Service) assignments(ctx context.Context, user string) ([]Assignment, e
 	return list[Assignment](ctx, s.cfg.Store, key("roles", user)+"/")
 }
 
-// projectsOf a user, by name.
+// projectsOf a user: the enabled ones it has a role on.
 func (s *Service) projectsOf(ctx context.Context, user string) ([]Project, error) {
 	as, err := s.assignments(ctx, user)
 	if err != nil {
@@ -143,11 +142,10 @@ func (s *Service) projectsOf(ctx context.Context, user string) ([]Project, error
 			out = append(out, p)
 		}
 	}
-	slices.SortFunc(out, func(a, b Project) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
-// domainsOf a user, by name: those it has a role on.
+// domainsOf a user: the enabled ones it has a role on.
 func (s *Service) domainsOf(ctx context.Context, user string) ([]Domain, error) {
 	as, err := s.assignments(ctx, user)
 	if err != nil {
@@ -166,7 +164,6 @@ func (s *Service) domainsOf(ctx context.Context, user string) ([]Domain, error) 
 			out = append(out, d)
 		}
 	}
-	slices.SortFunc(out, func(a, b Domain) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 

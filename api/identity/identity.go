@@ -165,11 +165,11 @@ func New(cfg Config) (*Service, error) {
 // Region is the region's name in the catalog.
 func (s *Service) Region() string { return s.cfg.Region }
 
-// sweepEvery is the time between two looks for expired tokens.
+// sweepEvery is the time between two looks for what has expired.
 const sweepEvery = 10 * time.Minute
 
-// Run deletes expired tokens from time to time until ctx ends. Any number of controllers may run
-// it at once.
+// Run deletes expired tokens and application credentials from time to time until ctx ends. Any number of
+// controllers may run it at once.
 func (s *Service) Run(ctx context.Context) error {
 	ticker := time.NewTicker(sweepEvery)
 	defer ticker.Stop()
@@ -179,14 +179,18 @@ func (s *Service) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-ticker.C:
 		}
-		n, err := s.Sweep(ctx)
-		if err != nil {
-			s.cfg.Logger.Warn("sweep of expired tokens failed", "error", err)
-			continue
-		}
-		if n > 0 {
-			s.cfg.Logger.Info("expired tokens deleted", "count", n)
-		}
+		s.sweep(ctx, "tokens", s.Sweep)
+		s.sweep(ctx, "application credentials", s.SweepCredentials)
+	}
+}
+
+func (s *Service) sweep(ctx context.Context, what string, sweep func(context.Context) (int, error)) {
+	n, err := sweep(ctx)
+	if err != nil {
+		s.cfg.Logger.Warn("sweep of expired "+what+" failed", "error", err)
+	}
+	if n > 0 {
+		s.cfg.Logger.Info("expired "+what+" deleted", "count", n)
 	}
 }
 

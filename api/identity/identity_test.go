@@ -3,9 +3,11 @@ package identity
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
@@ -290,23 +292,284 @@ func TestPasswords(t *testing.T) {
 }
 
 // TestLoginsAreBounded: no more than the bound are checked at once; beyond the queue is a 503, and
-// a client that gives up leaves it.
+// a client that gives up leaves it. Neither counts as a failed login.
 func TestLoginsAreBounded(t *testing.T) {
-	h := newHasher(1)
-	h.turns <- struct{}{} // one check is running
-	for range cap(h.waiting) - 1 {
-		h.waiting <- struct{}{}
+	_, s, _, _ := setup(t)
+	s.hasher = newHasher(1)
+	s.hasher.turns <- struct{}{} // one check is running
+	for range cap(s.hasher.waiting) - 1 {
+		s.hasher.waiting <- struct{}{}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := h.check(ctx, nil, "x"); !errors.Is(err, context.Canceled) {
+	if err := s.verify(ctx, "u", "r", nil, "x"); !errors.Is(err, context.Canceled) {
 		t.Errorf("the last place of the queue: %v", err)
 	}
-	h.waiting <- struct{}{}
+	s.hasher.waiting <- struct{}{}
 	var e *rest.Error
-	if _, err := h.check(t.Context(), nil, "x"); !errors.As(err, &e) || e.Status != 503 {
+	if err := s.verify(t.Context(), "u", "r", nil, "x"); !errors.As(err, &e) || e.Status != 503 {
 		t.Errorf("beyond the queue: %v", err)
 	}
+	if n := len(s.limit.counts); n != 0 {
+		t.Errorf("%d counts are left of logins that told nothing", n)
+	}
+}
+
+// TestFailedLoginsTogether: however many logins come at once, no more than the bound are checked before they are
+// refused, and none that is right is refused for others that are under way.
+func TestFailedLoginsTogether(t *testing.T) {
+	_, s, _, c := setup(t)
+	together := func(n int, l login) map[int]int {
+		var wg sync.WaitGroup
+		answers := make(chan int, n)
+		for range n {
+			wg.Go(func() {
+				status := 201
+				var e *rest.Error
+				if _, _, err := s.login(t.Context(), l); errors.As(err, &e) {
+					status = e.Status
+				} else if err != nil {
+					t.Error(err)
+				}
+				answers <- status
+			})
+		}
+		wg.Wait()
+		close(answers)
+		got := map[int]int{}
+		for status := range answers {
+			got[status]++
+		}
+		return got
+	}
+	right, wrong := byPassword("admin", secret, ""), byPassword("admin", "no", "")
+	right.remote, wrong.remote = "a", "a"
+	if got := together(3*maxUserFailures, right); got[201] != 3*maxUserFailures {
+		t.Errorf("right logins together: %v", got)
+	}
+	if got := together(5*maxUserFailures, wrong); got[401] != maxUserFailures || got[429] != 4*maxUserFailures {
+		t.Errorf("wrong logins together: %v", got)
+	}
+	c.advance(failureWindow)
+	for range maxUserFailures - 1 {
+		if _, _, err := s.login(t.Context(), wrong); err == nil {
+			t.Fatal("a wrong password was taken")
+		}
+	}
+	if got := together(2*maxUserFailures, right); got[201] != 2*maxUserFailures {
+		t.Errorf("right logins together after almost too many failures: %v", got)
+	}
+	for range maxUserFailures - 1 { // they forgot the failures
+		if _, _, err := s.login(t.Context(), wrong); err == nil {
+			t.Fatal("a wrong password was taken")
+		}
+	}
+	if got := together(1, right); got[201] != 1 {
+		t.Errorf("a right login: %v", got)
+	}
+	for k, n := range s.limit.counts {
+		if n.open != 0 {
+			t.Errorf("%v: %d attempts are still under way", k, n.open)
+		}
+	}
+}
+
+// TestThrottleWaits: an attempt that would be one too many if all failed waits for those under way, and is
+// refused or admitted by how they end. One that is cut off stops waiting.
+func TestThrottleWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		th := newThrottle(time.Now)
+		open := make([]*attempt, maxUserFailures)
+		for i := range open {
+			a, err := th.begin(t.Context(), "u", "r")
+			if err != nil {
+				t.Fatal(err)
+			}
+			open[i] = a
+		}
+		type result struct {
+			a   *attempt
+			err error
+		}
+		next := func(ctx context.Context) chan result {
+			done := make(chan result, 1)
+			go func() {
+				a, err := th.begin(ctx, "u", "r")
+				done <- result{a, err}
+			}()
+			synctest.Wait()
+			return done
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cut := next(ctx)
+		cancel()
+		if r := <-cut; !errors.Is(r.err, context.Canceled) {
+			t.Errorf("a wait that was cut off: %v", r.err)
+		}
+		waits := next(t.Context())
+		select {
+		case r := <-waits:
+			t.Fatalf("one attempt too many was not held: %v", r)
+		default:
+		}
+		open[0].dropped() // tells nothing: there is a place again
+		r := <-waits
+		if r.err != nil {
+			t.Fatal(r.err)
+		}
+		waits = next(t.Context())
+		r.a.failed()
+		for _, a := range open[1:] {
+			a.failed()
+		}
+		var e *rest.Error
+		if r := <-waits; !errors.As(r.err, &e) || e.Status != 429 {
+			t.Errorf("after all others failed: %v", r.err)
+		}
+		if a, err := th.begin(t.Context(), "u", "elsewhere"); err != nil {
+			t.Errorf("from another address: %v", err)
+		} else {
+			a.passed()
+		}
+		time.Sleep(failureWindow)
+		if a, err := th.begin(t.Context(), "u", "r"); err != nil {
+			t.Errorf("after the window: %v", err)
+		} else {
+			a.passed()
+		}
+	})
+}
+
+// TestThrottleBounds: all users of one address together have a bound, and what is remembered has one.
+func TestThrottleBounds(t *testing.T) {
+	c := &clock{t: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	th := newThrottle(c.now)
+	fail := func(user, remote string) error {
+		a, err := th.begin(t.Context(), user, remote)
+		if err == nil {
+			a.failed()
+		}
+		return err
+	}
+	for i := range maxRemoteFailures {
+		if err := fail(fmt.Sprint(i), "r"); err != nil {
+			t.Fatalf("failure %d: %v", i, err)
+		}
+	}
+	var e *rest.Error
+	if err := fail("new", "r"); !errors.As(err, &e) || e.Status != 429 || e.Header.Get("Retry-After") != "301" {
+		t.Errorf("beyond the bound of an address: %v", err)
+	}
+	if err := fail("new", "other"); err != nil {
+		t.Errorf("another address: %v", err)
+	}
+	held, err := th.begin(t.Context(), "held", "held")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxThrottled {
+		if err := fail("u", fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(th.counts); n > maxThrottled+2 {
+			t.Fatalf("%d counts are kept", n)
+		}
+	}
+	if th.counts[attemptKey{"held", "held"}].open != 1 {
+		t.Error("an attempt under way was forgotten")
+	}
+	held.passed()
+}
+
+// TestSweepCredentials: credentials whose time is over go with all their keys; others stay.
+func TestSweepCredentials(t *testing.T) {
+	st, s, b, c := setup(t)
+	make := func(name string, life time.Duration) AppCred {
+		cred := AppCred{Name: name, User: b.UserID, Project: b.ProjectID, Roles: []string{RoleMember}}
+		if life != 0 {
+			end := c.now().Add(life)
+			cred.ExpiresAt = &end
+		}
+		cred, _, err := s.createAppCred(t.Context(), cred, "secret")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cred
+	}
+	gone, stays, lasts := make("short", time.Hour), make("long", 2*time.Hour), make("ever", 0)
+	if n, err := s.SweepCredentials(t.Context()); n != 0 || err != nil {
+		t.Fatalf("before their time: %d, %v", n, err)
+	}
+	c.advance(time.Hour)
+	if n, err := s.SweepCredentials(t.Context()); n != 1 || err != nil {
+		t.Fatalf("swept %d, %v", n, err)
+	}
+	for cred, want := range map[*AppCred]bool{&gone: false, &stays: true, &lasts: true} {
+		for _, k := range cred.keys() {
+			if _, err := st.Get(t.Context(), k); (err == nil) != want {
+				t.Errorf("%s: %s: %v", cred.Name, k, err)
+			}
+		}
+	}
+	// What was deleted and made anew meanwhile keeps its name.
+	anew := make("short", 0)
+	if deleted, err := s.deleteCredential(t.Context(), gone); deleted || err != nil {
+		t.Errorf("deleted twice: %v, %v", deleted, err)
+	}
+	if id, err := s.idByName(t.Context(), "appcred", b.UserID, "short"); id != anew.ID || err != nil {
+		t.Errorf("the name leads to %q, %v", id, err)
+	}
+}
+
+// TestRunSweeps: tokens and credentials go without anybody's call.
+func TestRunSweeps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := memstore.NewMem()
+		defer func() { _ = st.Close() }()
+		b, err := Bootstrap(t.Context(), st, BootstrapConfig{Password: secret})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := New(Config{Store: st, TokenTTL: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := time.Now().Add(time.Hour)
+		cred, secret, err := s.createAppCred(t.Context(), AppCred{
+			Name: "c", User: b.UserID, Project: b.ProjectID, Roles: []string{RoleMember}, ExpiresAt: &end,
+		}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.login(t.Context(), login{method: "application_credential", cred: named{id: cred.ID}, secret: secret}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		count := func() int {
+			n := 0
+			for _, p := range []string{"tokens", "appcreds", "appcredusers", "names/appcred"} {
+				kvs, _, err := st.List(t.Context(), key(p)+"/")
+				if err != nil {
+					t.Fatal(err)
+				}
+				n += len(kvs)
+			}
+			return n
+		}
+		time.Sleep(55 * time.Minute)
+		if n := count(); n != 4 {
+			t.Errorf("%d keys are left before their time", n)
+		}
+		time.Sleep(5*time.Minute + sweepEvery)
+		synctest.Wait()
+		if n := count(); n != 0 {
+			t.Errorf("%d keys are left after their time", n)
+		}
+		cancel()
+		<-done
+	})
 }
 
 func TestConfig(t *testing.T) {

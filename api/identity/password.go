@@ -94,15 +94,19 @@ func verifyPassword(phc, password string) (bool, error) {
 	return subtle.ConstantTimeCompare(got, want) == 1, nil
 }
 
-// check compares a password with a user's hash; with user nil it takes as long and says no. When
-// too many logins wait it refuses with 503.
-func (h *hasher) check(ctx context.Context, user *User, password string) (bool, error) {
+// enter takes a place among the logins that run and wait, until leave is called. If all are taken it
+// refuses with 503.
+func (h *hasher) enter() (leave func(), err error) {
 	select {
 	case h.waiting <- struct{}{}:
-		defer func() { <-h.waiting }()
+		return func() { <-h.waiting }, nil
 	default:
-		return false, &rest.Error{Status: http.StatusServiceUnavailable, Message: "too many logins at once; try again"}
+		return nil, &rest.Error{Status: http.StatusServiceUnavailable, Message: "too many logins at once; try again"}
 	}
+}
+
+// check compares a password with a user's hash; with user nil it takes as long and says no. The caller has entered.
+func (h *hasher) check(ctx context.Context, user *User, password string) (bool, error) {
 	select {
 	case h.turns <- struct{}{}:
 		defer func() { <-h.turns }()

@@ -121,29 +121,20 @@ func (s *Service) authCatalog(r *rest.Request, t *Token) (any, error) {
 	return listBody(r, "catalog", s.catalog(r.Base, t)), nil
 }
 
-func projectViews(r *rest.Request, ps []Project) []any {
-	q, out := r.URL.Query(), []any{}
-	for _, p := range ps {
-		if name := q.Get("name"); name != "" && p.Name != name {
-			continue
-		}
-		if d := q.Get("domain_id"); d != "" && p.Domain != d {
-			continue
-		}
-		out = append(out, projectView(r, p))
-	}
-	return out
+// skips reports whether the filter asks for another value.
+func skips(r *rest.Request, filter, value string) bool {
+	f := r.URL.Query().Get(filter)
+	return f != "" && f != value
 }
 
-func domainViews(r *rest.Request, ds []Domain) []any {
-	q, out := r.URL.Query(), []any{}
-	for _, d := range ds {
-		if name := q.Get("name"); name != "" && d.Name != name {
-			continue
-		}
-		out = append(out, domainView(r, d))
-	}
-	return out
+func projectPage(r *rest.Request, ps []Project) (any, error) {
+	ps = slices.DeleteFunc(ps, func(p Project) bool { return skips(r, "name", p.Name) || skips(r, "domain_id", p.Domain) })
+	return page(r, "projects", ps, func(p Project) string { return p.ID }, projectView)
+}
+
+func domainPage(r *rest.Request, ds []Domain) (any, error) {
+	ds = slices.DeleteFunc(ds, func(d Domain) bool { return skips(r, "name", d.Name) })
+	return page(r, "domains", ds, func(d Domain) string { return d.ID }, domainView)
 }
 
 func (s *Service) authProjects(r *rest.Request, t *Token) (any, error) {
@@ -151,7 +142,7 @@ func (s *Service) authProjects(r *rest.Request, t *Token) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return listBody(r, "projects", projectViews(r, ps)), nil
+	return projectPage(r, ps)
 }
 
 func (s *Service) authDomains(r *rest.Request, t *Token) (any, error) {
@@ -159,7 +150,7 @@ func (s *Service) authDomains(r *rest.Request, t *Token) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return listBody(r, "domains", domainViews(r, ds)), nil
+	return domainPage(r, ds)
 }
 
 // projects lists those the caller manages or has a role on.
@@ -186,9 +177,8 @@ func (s *Service) projects(r *rest.Request, t *Token) (any, error) {
 				out = append(out, p)
 			}
 		}
-		slices.SortFunc(out, func(a, b Project) int { return strings.Compare(a.Name, b.Name) })
 	}
-	return listBody(r, "projects", projectViews(r, out)), nil
+	return projectPage(r, out)
 }
 
 func (s *Service) showProject(r *rest.Request, t *Token) (any, error) {
@@ -225,7 +215,7 @@ func (s *Service) domains(r *rest.Request, t *Token) (any, error) {
 		return nil, err
 	}
 	ds = slices.DeleteFunc(ds, func(d Domain) bool { return d.ID != t.UserDomain.ID && !a.manages(d.ID) })
-	return listBody(r, "domains", domainViews(r, ds)), nil
+	return domainPage(r, ds)
 }
 
 func (s *Service) showDomain(r *rest.Request, t *Token) (any, error) {
@@ -255,20 +245,10 @@ func (s *Service) users(r *rest.Request, t *Token) (any, error) {
 			return nil, err
 		}
 	}
-	q, out := r.URL.Query(), []any{}
-	for _, u := range us {
-		if u.ID != t.UserID && !a.manages(u.Domain) {
-			continue
-		}
-		if name := q.Get("name"); name != "" && name != u.Name {
-			continue
-		}
-		if d := q.Get("domain_id"); d != "" && d != u.Domain {
-			continue
-		}
-		out = append(out, userView(r, u))
-	}
-	return listBody(r, "users", out), nil
+	us = slices.DeleteFunc(us, func(u User) bool {
+		return u.ID != t.UserID && !a.manages(u.Domain) || skips(r, "name", u.Name) || skips(r, "domain_id", u.Domain)
+	})
+	return page(r, "users", us, func(u User) string { return u.ID }, userView)
 }
 
 // findUser is the user of the path; one may look at oneself, an admin at those of the domains it manages.
@@ -311,7 +291,7 @@ func (s *Service) userProjects(r *rest.Request, t *Token) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return listBody(r, "projects", projectViews(r, ps)), nil
+	return projectPage(r, ps)
 }
 
 func roleView(r *rest.Request, name string) map[string]any {

@@ -64,7 +64,11 @@ func (s *Service) roleAssignments(r *rest.Request, t *Token) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := list[Assignment](r.Context(), s.cfg.Store, key("roles")+"/")
+	prefix := key("roles") + "/"
+	if u := q.Get("user.id"); validID(u) {
+		prefix += u + "/"
+	}
+	all, err := list[Assignment](r.Context(), s.cfg.Store, prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -285,5 +289,6 @@ func (s *Service) deleteAppCred(r *rest.Request, t *Token) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.deleteAll(r.Context(), c.keys())
+	_, err = s.deleteCredential(r.Context(), c)
+	return nil, err
 }
