@@ -23,7 +23,8 @@ const requestTimeout = 90 * time.Second
 
 // Client calls one project's API. It is safe for concurrent use.
 type Client struct {
-	sc *gophercloud.ServiceClient
+	sc     *gophercloud.ServiceClient
+	region string // of the endpoint; "" for any
 }
 
 // Options say where the credentials come from. Empty fields fall back to the environment.
@@ -69,7 +70,9 @@ func DialWith(ctx context.Context, auth gophercloud.AuthOptions, endpoint gopher
 	if err != nil {
 		return nil, fmt.Errorf("find %s of region %q in the catalog: %w", ServiceType, endpoint.Region, err)
 	}
-	return New(&gophercloud.ServiceClient{ProviderClient: provider, Endpoint: url, Type: ServiceType}), nil
+	c := New(&gophercloud.ServiceClient{ProviderClient: provider, Endpoint: url, Type: ServiceType})
+	c.region = endpoint.Region
+	return c, nil
 }
 
 // New wraps a service client whose endpoint ends in /v2/{project_id}/.

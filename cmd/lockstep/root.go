@@ -79,7 +79,8 @@ credentials of an openrc or of clouds.yaml.
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddCommand(
 		newControllerCommand(a), newNodeCommand(a), newConfigCommand(a), newDevCommand(a),
-		newDemoCommand(a), newTortureCommand(a), newVolumeCommand(a), newPairCommand(a), newGroupCommand(a), newStoreCommand(a), newVersionCommand(a),
+		newDemoCommand(a), newTortureCommand(a), newVolumeCommand(a), newPairCommand(a), newGroupCommand(a), newStoreCommand(a),
+		newUserCommand(a), newProjectCommand(a), newRoleCommand(a), newVersionCommand(a),
 	)
 	for _, c := range allCommands(root) {
 		if c != root {

@@ -344,6 +344,8 @@ func TestCommandLine(t *testing.T) {
 		}
 	}
 
+	c.users()
+
 	// Where nobody answers.
 	c.run(done, "dev", "stop", "controller", "--dir", d.dir)
 	began := time.Now()
