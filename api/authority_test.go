@@ -248,7 +248,7 @@ func TestCredentialsEnd(t *testing.T) {
 	ok(t, err)
 	w := r.person("w", "default", map[string]string{r.project: "member", p.ID: "member"}, inProject(r.project))
 	creds := v3 + "/users/" + w.id + "/application_credentials"
-	make := func(body string) (id, secret string) {
+	issue := func(body string) (id, secret string) {
 		t.Helper()
 		a := r.do("POST", creds, `{"application_credential":`+body+`}`, w.as)
 		r.is(a, 201)
@@ -265,7 +265,7 @@ func TestCredentialsEnd(t *testing.T) {
 	r.is(r.do("POST", creds, `{"application_credential":{"name":"a","project_id":"`+p.ID+`"}}`, w.as), 403)
 
 	// A token from a credential's token ends with the user's password, as the first does.
-	id, secret := make(`{"name":"one"}`)
+	id, secret := issue(`{"name":"one"}`)
 	first := enters(id, secret, 201)
 	a, tok := r.enter(`{"methods":["token"],"token":{"id":"`+strings.TrimPrefix(first, "X-Auth-Token: ")+`"}}`, inProject(r.project))
 	r.is(a, 201)
@@ -283,12 +283,12 @@ func TestCredentialsEnd(t *testing.T) {
 
 	// A token lasts no longer than its credential.
 	end := r.now().Add(time.Hour).UTC()
-	short, shortSecret := make(`{"name":"short","expires_at":"` + end.Format(time.RFC3339) + `"}`)
+	short, shortSecret := issue(`{"name":"short","expires_at":"` + end.Format(time.RFC3339) + `"}`)
 	a, _ = r.enter(credIdent(`"id":"`+short+`"`, shortSecret), "")
 	r.is(a, 201, `"expires_at":"`+end.Format("2006-01-02T15:04:05")+`.000000Z"`)
 
 	for i := range 18 {
-		make(fmt.Sprintf(`{"name":"n%d"}`, i))
+		issue(fmt.Sprintf(`{"name":"n%d"}`, i))
 	}
 	r.is(r.do("POST", creds, `{"application_credential":{"name":"too many"}}`, w.as), 409, "20")
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep/api/identity"
+	"github.com/lockstep-dr/lockstep/store"
 )
 
 const v3 = "/identity/v3"
@@ -410,6 +411,18 @@ func TestIdentityPages(t *testing.T) {
 		if l := get(v3 + path + "?marker=default"); len(l.Domains) != 0 {
 			t.Errorf("%s after the last: %+v", path, l)
 		}
+	}
+	// More than the largest page are given to who asks for no pages only.
+	for i := range 1001 {
+		id := fmt.Sprintf("d%04d", i)
+		_, _, err := r.store.Txn(t.Context(), nil, []store.Op{{Key: "identity/domains/" + id, Value: store.Encode(identity.Domain{ID: id})}})
+		ok(t, err)
+	}
+	if l := get(v3 + "/domains?limit=5000"); len(l.Domains) != 1000 || l.Links.Next == nil || !strings.Contains(*l.Links.Next, "marker=d0999") {
+		t.Errorf("a limit of 5000 gives %d domains, next %v", len(l.Domains), l.Links.Next)
+	}
+	if l := get(v3 + "/domains"); len(l.Domains) != 1002 || l.Links.Next != nil {
+		t.Errorf("no limit gives %d domains, next %v", len(l.Domains), l.Links.Next)
 	}
 	for _, bad := range []string{"0", "-1", "x"} {
 		r.is(r.do("GET", v3+"/users?limit="+bad, ""), 400, "limit")

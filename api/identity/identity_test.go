@@ -484,7 +484,7 @@ func TestThrottleBounds(t *testing.T) {
 // TestSweepCredentials: credentials whose time is over go with all their keys; others stay.
 func TestSweepCredentials(t *testing.T) {
 	st, s, b, c := setup(t)
-	make := func(name string, life time.Duration) AppCred {
+	issue := func(name string, life time.Duration) AppCred {
 		cred := AppCred{Name: name, User: b.UserID, Project: b.ProjectID, Roles: []string{RoleMember}}
 		if life != 0 {
 			end := c.now().Add(life)
@@ -496,7 +496,7 @@ func TestSweepCredentials(t *testing.T) {
 		}
 		return cred
 	}
-	gone, stays, lasts := make("short", time.Hour), make("long", 2*time.Hour), make("ever", 0)
+	gone, stays, lasts := issue("short", time.Hour), issue("long", 2*time.Hour), issue("ever", 0)
 	if n, err := s.SweepCredentials(t.Context()); n != 0 || err != nil {
 		t.Fatalf("before their time: %d, %v", n, err)
 	}
@@ -512,7 +512,7 @@ func TestSweepCredentials(t *testing.T) {
 		}
 	}
 	// What was deleted and made anew meanwhile keeps its name.
-	anew := make("short", 0)
+	anew := issue("short", 0)
 	if deleted, err := s.deleteCredential(t.Context(), gone); deleted || err != nil {
 		t.Errorf("deleted twice: %v, %v", deleted, err)
 	}

@@ -126,8 +126,12 @@ func (a *app) userCreate() *cobra.Command {
 			return a.printJSON(made)
 		}
 		return a.printFields([][2]string{
-			{"id", made.ID}, {"name", made.Name}, {"domain", made.DomainID}, {"enabled", strconv.FormatBool(made.Enabled)},
-			{"email", orDash(made.Email)}, {"description", orDash(made.Description)},
+			{"id", made.ID},
+			{"name", made.Name},
+			{"domain", made.DomainID},
+			{"enabled", strconv.FormatBool(made.Enabled)},
+			{"email", orDash(made.Email)},
+			{"description", orDash(made.Description)},
 		})
 	})
 	return needFlags(run, "name")
@@ -253,7 +257,10 @@ func (a *app) projectCreate() *cobra.Command {
 			return a.printJSON(made)
 		}
 		return a.printFields([][2]string{
-			{"id", made.ID}, {"name", made.Name}, {"domain", made.DomainID}, {"enabled", strconv.FormatBool(made.Enabled)},
+			{"id", made.ID},
+			{"name", made.Name},
+			{"domain", made.DomainID},
+			{"enabled", strconv.FormatBool(made.Enabled)},
 			{"description", orDash(made.Description)},
 		})
 	})
