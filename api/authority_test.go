@@ -264,6 +264,14 @@ func TestCredentialsEnd(t *testing.T) {
 	r.is(r.do("POST", creds, `{"application_credential":{"name":"a","roles":[{"name":"admin"}]}}`, w.as), 400)
 	r.is(r.do("POST", creds, `{"application_credential":{"name":"a","project_id":"`+p.ID+`"}}`, w.as), 403)
 
+	// Nor are those that the user has and the token's credential has not, be that unrestricted.
+	own := v3 + "/users/" + r.boot.UserID + "/application_credentials"
+	a := r.do("POST", own, `{"application_credential":{"name":"m","unrestricted":true,"roles":[{"name":"member"}]}}`)
+	r.is(a, 201)
+	as := enters(a.str(t, "application_credential.id"), a.str(t, "application_credential.secret"), 201)
+	r.is(r.do("POST", own, `{"application_credential":{"name":"more","roles":[{"name":"admin"}]}}`, as), 400, "not among those of the token")
+	r.is(r.do("POST", own, `{"application_credential":{"name":"same"}}`, as), 201)
+
 	// A token from a credential's token ends with the user's password, as the first does.
 	id, secret := issue(`{"name":"one"}`)
 	first := enters(id, secret, 201)
@@ -276,6 +284,8 @@ func TestCredentialsEnd(t *testing.T) {
 	enters(id, secret, 201) // the credential itself stays
 	_, again := r.enter(pwIdent(w.id, "other"), inProject(r.project))
 	w.as = "X-Auth-Token: " + again
+	a, _ = r.enter(`{"methods":["token"],"token":{"id":"`+again+`"}}`, inProject(p.ID))
+	r.is(a, 201)
 
 	// A role that goes in another project leaves the credential alone.
 	ok(t, r.users.Assign(t.Context(), identity.Assignment{User: w.id, Project: p.ID}))
