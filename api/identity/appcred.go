@@ -57,13 +57,6 @@ func (s *Service) createAppCred(ctx context.Context, c AppCred, secret string) (
 	if err := checkName("application credential", c.Name); err != nil {
 		return AppCred{}, "", fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	have, err := s.appCreds(ctx, c.User)
-	if err != nil {
-		return AppCred{}, "", err
-	}
-	if len(have) >= maxAppCreds {
-		return AppCred{}, "", fmt.Errorf("a user can have %d application credentials; delete one first: %w", maxAppCreds, ErrInUse)
-	}
 	if secret == "" {
 		raw := make([]byte, 48)
 		if _, err := rand.Read(raw); err != nil {
@@ -71,29 +64,58 @@ func (s *Service) createAppCred(ctx context.Context, c AppCred, secret string) (
 		}
 		secret = base64.RawURLEncoding.EncodeToString(raw)
 	}
+	var err error
 	if c.Secret, err = HashPassword(secret); err != nil {
 		return AppCred{}, "", fmt.Errorf("%w: the secret: %w", ErrInvalid, err)
 	}
 	c.ID = newID()
-	// The assignment must be the one whose roles were looked at: else one that is taken away meanwhile would stay.
-	a, onRoles, err := stored[Assignment](ctx, s.cfg.Store, "roles/"+c.User, c.Project)
-	if err != nil {
-		return AppCred{}, "", err
-	}
-	if len(c.Roles) == 0 || !subset(c.Roles, a.Roles) {
-		return AppCred{}, "", fmt.Errorf("%w: roles %v are not among the user's roles in the project", ErrInvalid, c.Roles)
-	}
-	k := c.keys()
-	ok, _, err := s.cfg.Store.Txn(ctx, []store.Cmp{onRoles, {Key: k[2]}}, []store.Op{
-		{Key: k[0], Value: store.Encode(c)}, {Key: k[1], Value: store.Encode(c.User)}, {Key: k[2], Value: store.Encode(c.ID)},
-	})
-	if err == nil && !ok {
-		err = lockstep.ErrExists
+	for range 2 * maxAppCreds { // each conflict is a change of the same user that succeeded
+		if err = s.addAppCred(ctx, c); !errors.Is(err, lockstep.ErrConflict) {
+			break
+		}
 	}
 	if err != nil {
 		return AppCred{}, "", fmt.Errorf("create application credential %s: %w", c.Name, err)
 	}
 	return c, secret, nil
+}
+
+// addAppCred writes a credential, and its user's record as it was: what is created or deleted of one user at
+// once conflicts, so the bound holds and nothing is left of a user that is gone. lockstep.ErrConflict: try again.
+func (s *Service) addAppCred(ctx context.Context, c AppCred) error {
+	u, onUser, err := stored[User](ctx, s.cfg.Store, "users", c.User)
+	if err != nil {
+		return err
+	}
+	have, err := s.appCreds(ctx, c.User)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(have, func(x AppCred) bool { return x.Name == c.Name }) {
+		return lockstep.ErrExists
+	}
+	if len(have) >= maxAppCreds {
+		return fmt.Errorf("a user can have %d application credentials; delete one first: %w", maxAppCreds, ErrInUse)
+	}
+	// The assignment must be the one whose roles were looked at: else one that is taken away meanwhile would stay.
+	a, onRoles, err := stored[Assignment](ctx, s.cfg.Store, "roles/"+c.User, c.Project)
+	if err != nil {
+		return err
+	}
+	if len(c.Roles) == 0 || !subset(c.Roles, a.Roles) {
+		return fmt.Errorf("%w: roles %v are not among the user's roles in the project", ErrInvalid, c.Roles)
+	}
+	k := c.keys()
+	ok, _, err := s.cfg.Store.Txn(ctx, []store.Cmp{onUser, onRoles, {Key: k[2]}}, []store.Op{
+		{Key: onUser.Key, Value: store.Encode(u)},
+		{Key: k[0], Value: store.Encode(c)},
+		{Key: k[1], Value: store.Encode(c.User)},
+		{Key: k[2], Value: store.Encode(c.ID)},
+	})
+	if err == nil && !ok {
+		err = lockstep.ErrConflict
+	}
+	return err
 }
 
 // deleteCredential deletes a credential, unless another call has done so meanwhile: its name may be another's then.
