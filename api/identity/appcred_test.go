@@ -43,10 +43,10 @@ func TestCredentialsTogether(t *testing.T) {
 		}
 		return made, refused
 	}
-	if made, refused := together(5, func(int) string { return "same" }); made != 1 || refused[lockstep.ErrExists] != 4 {
+	if made, refused := together(3, func(int) string { return "same" }); made != 1 || refused[lockstep.ErrExists] != 2 {
 		t.Errorf("of one name: %d made, %v", made, refused)
 	}
-	if made, refused := together(maxAppCreds+5, func(i int) string { return fmt.Sprint(i) }); made != maxAppCreds-1 || refused[ErrInUse] != 6 {
+	if made, refused := together(maxAppCreds+2, func(i int) string { return fmt.Sprint(i) }); made != maxAppCreds-1 || refused[ErrInUse] != 3 {
 		t.Errorf("of many names: %d made, %v", made, refused)
 	}
 	u, found, err := s.user(t.Context(), b.UserID)
