@@ -178,6 +178,9 @@ func TestStrangersSeeNothing(t *testing.T) {
 	} {
 		r.is(r.do(c.method, v3+c.path, c.body, dora.as), 403)
 	}
+	off := r.do("POST", v3+"/domains", `{"domain":{"name":"Off","enabled":false}}`).str(t, "domain.id")
+	r.is(r.do("DELETE", v3+"/domains/"+off, "", dora.as), 403)
+	r.is(r.do("GET", v3+"/domains/"+off, ""), 200)
 	if after := r.do("GET", v3+"/role_assignments", "").body; after != before {
 		t.Errorf("roles changed:\n%s\n%s", before, after)
 	}
