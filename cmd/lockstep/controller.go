@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -104,8 +106,10 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 		return err
 	}
 	controller := control.New(control.Config{Store: st, ID: cfg.ID, Region: cfg.Region, Zones: zones(cfg.AZs), StoreSites: cfg.storeSites(), Logger: log})
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	server := api.NewHTTPServer(cfg.Listen, api.New(api.Config{
-		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Logger: log,
+		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Logger: log, Registry: registry,
 	}), log)
 
 	if cfg.PIDFile != "" {

@@ -3,13 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"os"
 	"strconv"
 	"strings"
-
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 
 	"github.com/lockstep-dr/lockstep/cmd/lockstep/internal/dev"
 )
@@ -20,7 +16,7 @@ type cost struct {
 	RSSMiB     float64 `json:"rss_mib"`
 	FDs        int     `json:"fds"`
 	Threads    int     `json:"threads"`
-	HeapMiB    float64 `json:"heap_mib,omitempty"` // in use; of nodes
+	HeapMiB    float64 `json:"heap_mib,omitempty"` // in use; of processes whose metrics were asked for
 	Goroutines int     `json:"goroutines,omitempty"`
 }
 
@@ -67,17 +63,7 @@ func processCost(pid int) (c cost, err error) {
 }
 
 func (c *cost) fromMetrics(ctx context.Context, addr string) error {
-	q, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
-	if err != nil {
-		return err
-	}
-	a, err := http.DefaultClient.Do(q)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = a.Body.Close() }()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	found, err := parser.TextToMetricFamilies(a.Body)
+	found, err := scrape(ctx, "http://"+addr+"/metrics")
 	if err != nil {
 		return err
 	}

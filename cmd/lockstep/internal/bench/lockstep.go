@@ -19,6 +19,7 @@ import (
 type deployment struct {
 	s     *site
 	dir   string
+	etcd  []string // its store's URLs; nil: a member in the controller
 	child *dev.Child
 	c     *client.Client
 	asked time.Time // when the last synchronization was asked for
@@ -43,7 +44,7 @@ func newDeployment(ctx context.Context, s *site, name string) (*deployment, erro
 }
 
 func (d *deployment) start(ctx context.Context) (err error) {
-	d.child, err = dev.StartChild(ctx, d.dir, dev.Options{Binary: d.s.o.lockstep, AZs: []string{zones[0].AZ, zones[1].AZ}, NodesPerAZ: 1}, func(string) {})
+	d.child, err = dev.StartChild(ctx, d.dir, dev.Options{Binary: d.s.o.lockstep, AZs: []string{zones[0].AZ, zones[1].AZ}, NodesPerAZ: 1, Etcd: d.etcd}, func(string) {})
 	if err != nil {
 		return err
 	}
@@ -66,6 +67,10 @@ func (d *deployment) pids() ([]int, error) {
 
 // until asks every 10 ms.
 func until(ctx context.Context, what string, see func(context.Context) (bool, error)) error {
+	return untilEvery(ctx, 10*time.Millisecond, what, see)
+}
+
+func untilEvery(ctx context.Context, pause time.Duration, what string, see func(context.Context) (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	for {
@@ -79,7 +84,7 @@ func until(ctx context.Context, what string, see func(context.Context) (bool, er
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%s: %w", what, ctx.Err())
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }

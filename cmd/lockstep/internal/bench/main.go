@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -37,6 +38,12 @@ type options struct {
 	long       time.Duration // of the long run
 	longRate   int           // its requests per second
 	longWindow time.Duration
+
+	volumes    int           // of each node, in the part growth; 0: none
+	groups     int           // they are in
+	pairs      string        // sizes of the stores, with commas; empty: none
+	growthIdle time.Duration // of each measurement
+	growthTime time.Duration // of the whole part
 }
 
 // report is the machine-readable file.
@@ -52,9 +59,17 @@ type report struct {
 	Foreground []foreground `json:"foreground,omitempty"`
 	Distant    []run        `json:"distant,omitempty"`
 	Long       *longRun     `json:"long,omitempty"`
+	Growth     *growth      `json:"growth,omitempty"`
 }
 
 func main() {
+	if dir := os.Getenv(storeEnv); dir != "" {
+		if err := serveStore(dir); err != nil {
+			fmt.Fprintln(os.Stderr, "store:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	flag.StringVar(&o.lockstep, "lockstep", "bin/lockstep", "the `binary` to measure")
 	flag.StringVar(&o.dir, "dir", "", "scratch `directory`, on the file system to measure (default: a new one in out/bench)")
@@ -64,14 +79,19 @@ func main() {
 	flag.Int64Var(&o.sizeGiB, "size", 4, "`GiB` of a volume")
 	flag.StringVar(&o.systems, "systems", "", "some of "+strings.Join(names(systems), ",")+" (default all)")
 	flag.StringVar(&o.workloads, "workloads", "", "some of "+strings.Join(names(workloads), ",")+" (default all)")
-	flag.StringVar(&o.parts, "parts", "load,flush,sync,resync,foreground,distance", "what to measure, some of load,flush,sync,resync,foreground,distance,long")
+	flag.StringVar(&o.parts, "parts", "load,flush,sync,resync,foreground,distance", "what to measure, some of load,flush,sync,resync,foreground,distance,long,growth")
 	flag.DurationVar(&o.long, "long", 2*time.Hour, "time of the part long")
 	flag.IntVar(&o.longRate, "long-rate", 600, "requests per `second` in the part long")
 	flag.DurationVar(&o.longWindow, "long-window", 30*time.Second, "time of one point of the part long")
+	flag.IntVar(&o.volumes, "volumes", 1000, "pairs of the part growth; 0: leave them out")
+	flag.IntVar(&o.groups, "groups", 300, "groups they are in")
+	flag.StringVar(&o.pairs, "pairs", "10000,100000", "pairs in the stores of the part growth, sizes with commas; empty: leave them out")
+	flag.DurationVar(&o.growthIdle, "growth-window", time.Minute, "time of one measurement of the part growth")
+	flag.DurationVar(&o.growthTime, "growth-time", 40*time.Minute, "time after which the part growth is given up")
 	flag.Uint64Var(&o.seed, "seed", 1, "of the order of systems in a round")
 	flag.Usage = func() {
-		fmt.Fprint(flag.CommandLine.Output(), "usage: bench [flags]\n\nCompares Lockstep with its peers. Needs root, fio, qemu-utils, nbdkit, ip and strace.\n\n"+
-			"  bench -rounds 1 -runtime 1s -size 1\n  bench -systems lockstep,quorum -workloads W1,W2 -parts load\n  bench -parts long -long 10m\n\n")
+		fmt.Fprint(flag.CommandLine.Output(), "usage: bench [flags]\n\nCompares Lockstep with its peers. Needs root, ip, and what the parts use: fio, qemu-utils, nbdkit and strace, or ss for growth.\n\n"+
+			"  bench -rounds 1 -runtime 1s -size 1\n  bench -systems lockstep,quorum -workloads W1,W2 -parts load\n  bench -parts long -long 10m\n  bench -parts growth -volumes 40 -groups 10 -pairs 1000 -growth-window 5s\n\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -134,7 +154,7 @@ func bench(ctx context.Context, o options) (err error) {
 }
 
 var parts = map[string]func(context.Context, options, *report) error{
-	"load": loads, "flush": countFlushes, "sync": synchronizations, "resync": resyncs, "distance": distances, "foreground": foregrounds, "long": longs,
+	"load": loads, "flush": countFlushes, "sync": synchronizations, "resync": resyncs, "distance": distances, "foreground": foregrounds, "long": longs, "growth": growths,
 }
 
 // check names what is wrong with the command line, and what is missing on the machine.
@@ -161,7 +181,17 @@ func (o options) check() error {
 			errs = append(errs, fmt.Errorf("-workloads: there is no %q", n))
 		}
 	}
-	for _, tool := range []string{"fio", "qemu-nbd", "qemu-storage-daemon", "nbdkit", "ip", "strace", o.lockstep} {
+	tools := []string{"ip", o.lockstep}
+	for _, p := range strings.Split(o.parts, ",") {
+		if p == "growth" {
+			tools = append(tools, "ss")
+			errs = append(errs, o.checkGrowth())
+		} else {
+			tools = append(tools, "fio", "qemu-nbd", "qemu-storage-daemon", "nbdkit", "strace")
+		}
+	}
+	slices.Sort(tools)
+	for _, tool := range slices.Compact(tools) {
 		if _, err := exec.LookPath(tool); err != nil {
 			errs = append(errs, err)
 		}
