@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -121,10 +122,10 @@ func (f *fakeService) GetVolume(_ context.Context, c control.Caller, id lockstep
 	return f.view(v), nil
 }
 
-func (f *fakeService) ListVolumes(_ context.Context, c control.Caller) ([]control.VolumeView, error) {
+func (f *fakeService) EachVolume(_ context.Context, c control.Caller, w control.Walk, fn func(control.VolumeView) bool) (bool, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(c); err != nil {
-		return nil, err
+		return false, err
 	}
 	var out []control.VolumeView
 	for _, v := range f.volumes {
@@ -132,7 +133,7 @@ func (f *fakeService) ListVolumes(_ context.Context, c control.Caller) ([]contro
 			out = append(out, f.view(v))
 		}
 	}
-	return out, nil
+	return inOrder(out, w, func(x control.VolumeView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, fn), nil
 }
 
 func (f *fakeService) UpdateVolume(_ context.Context, c control.Caller, id lockstep.VolumeID, change func(*store.Volume) error) (control.VolumeView, error) {
@@ -269,10 +270,10 @@ func (f *fakeService) GetPair(_ context.Context, c control.Caller, id lockstep.P
 	return *p, nil
 }
 
-func (f *fakeService) ListPairs(_ context.Context, c control.Caller) ([]control.PairView, error) {
+func (f *fakeService) EachPair(_ context.Context, c control.Caller, w control.Walk, fn func(control.PairView) bool) (bool, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(c); err != nil {
-		return nil, err
+		return false, err
 	}
 	var out []control.PairView
 	for _, p := range f.pairs {
@@ -280,7 +281,7 @@ func (f *fakeService) ListPairs(_ context.Context, c control.Caller) ([]control.
 			out = append(out, *p)
 		}
 	}
-	return out, nil
+	return inOrder(out, w, func(x control.PairView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, fn), nil
 }
 
 func (f *fakeService) DeletePair(_ context.Context, c control.Caller, id lockstep.PairID) error {
@@ -344,10 +345,10 @@ func (f *fakeService) GetGroup(_ context.Context, c control.Caller, id lockstep.
 	return *g, nil
 }
 
-func (f *fakeService) ListGroups(_ context.Context, c control.Caller) ([]control.GroupView, error) {
+func (f *fakeService) EachGroup(_ context.Context, c control.Caller, w control.Walk, fn func(control.GroupView) bool) (bool, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(c); err != nil {
-		return nil, err
+		return false, err
 	}
 	var out []control.GroupView
 	for _, g := range f.groups {
@@ -355,7 +356,7 @@ func (f *fakeService) ListGroups(_ context.Context, c control.Caller) ([]control
 			out = append(out, *g)
 		}
 	}
-	return out, nil
+	return inOrder(out, w, func(x control.GroupView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, fn), nil
 }
 
 func (f *fakeService) UpdateGroup(_ context.Context, c control.Caller, id lockstep.GroupID, u control.GroupUpdate) (control.GroupView, error) {
@@ -617,4 +618,29 @@ func (f *fakeService) Nodes(context.Context) ([]control.NodeView, error) {
 
 func (f *fakeService) Types() []control.VolumeType {
 	return []control.VolumeType{{ID: "t1", Name: "ssd", Description: "fast", Default: true}, {ID: "t2", Name: "sas"}}
+}
+
+// inOrder keeps the contract of EachVolume, EachPair and EachGroup.
+func inOrder[T any](all []T, w control.Walk, place func(T) (time.Time, string), fn func(T) bool) (known bool) {
+	slices.SortFunc(all, func(a, b T) int {
+		atA, idA := place(a)
+		atB, idB := place(b)
+		return cmp.Or(atA.Compare(atB), cmp.Compare(idA, idB))
+	})
+	if !w.Oldest {
+		slices.Reverse(all)
+	}
+	if w.After != "" {
+		i := slices.IndexFunc(all, func(x T) bool { _, id := place(x); return id == w.After })
+		if i < 0 {
+			return false
+		}
+		all = all[i+1:]
+	}
+	for _, x := range all {
+		if !fn(x) {
+			break
+		}
+	}
+	return true
 }

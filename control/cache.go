@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +30,11 @@ type snapshot struct {
 	onNodes   map[lockstep.NodeID]store.ResyncLimit
 	ops       map[string]store.Operation
 	groupsOps map[lockstep.GroupID]map[string]bool
+
+	// Derived from the above, so that no answer and no step has to look through all of it.
+	pairsOf, groupsOf, volumesOf listed
+	loads                        map[lockstep.NodeID]nodeLoad
+	nodesGroups                  map[lockstep.NodeID]map[lockstep.GroupID]bool // by record, untold nodes included
 }
 
 func newSnapshot() *snapshot {
@@ -50,6 +54,10 @@ func newSnapshot() *snapshot {
 		onNodes:   map[lockstep.NodeID]store.ResyncLimit{},
 		ops:       map[string]store.Operation{},
 		groupsOps: map[lockstep.GroupID]map[string]bool{},
+
+		pairsOf: listed{}, groupsOf: listed{}, volumesOf: listed{},
+		loads:       map[lockstep.NodeID]nodeLoad{},
+		nodesGroups: map[lockstep.NodeID]map[lockstep.GroupID]bool{},
 	}
 }
 
@@ -93,15 +101,21 @@ func (s *snapshot) apply(key string, value []byte, deleted bool, now time.Time) 
 		case store.PrefixAliveNodes:
 			return subject{kindNode, id}, true, set(s.alive, lockstep.NodeID(id), value, deleted)
 		case store.PrefixVolumes:
-			return subject{kindVolume, id}, true, set(s.volumes, lockstep.VolumeID(id), value, deleted)
+			s.weigh(lockstep.VolumeID(id), -1)
+			err := keep(s.volumesOf, s.volumes, lockstep.VolumeID(id), value, deleted, placeOfVolume)
+			s.weigh(lockstep.VolumeID(id), 1)
+			return subject{kindVolume, id}, true, err
 		case store.PrefixObservedVol:
-			return subject{kindVolume, id}, true, set(s.observed, lockstep.VolumeID(id), value, deleted)
+			s.weigh(lockstep.VolumeID(id), -1)
+			err := set(s.observed, lockstep.VolumeID(id), value, deleted)
+			s.weigh(lockstep.VolumeID(id), 1)
+			return subject{kindVolume, id}, true, err
 		case store.PrefixPairs:
-			return subject{kindPair, id}, true, set(s.pairs, lockstep.PairID(id), value, deleted)
+			return subject{kindPair, id}, true, keep(s.pairsOf, s.pairs, lockstep.PairID(id), value, deleted, placeOfPair)
 		case store.PrefixGroups:
-			return subject{kindGroup, id}, true, set(s.groups, lockstep.GroupID(id), value, deleted)
+			return subject{kindGroup, id}, true, keep(s.groupsOf, s.groups, lockstep.GroupID(id), value, deleted, placeOfGroup)
 		case store.PrefixRecords:
-			return subject{kindGroup, id}, true, set(s.records, lockstep.GroupID(id), value, deleted)
+			return subject{kindGroup, id}, true, s.setRecord(lockstep.GroupID(id), value, deleted)
 		case store.PrefixAnswers:
 			g, n, _ := strings.Cut(id, "/")
 			err := set(inner(s.answers, lockstep.GroupID(g)), lockstep.NodeID(n), value, deleted)
@@ -129,6 +143,21 @@ func (s *snapshot) apply(key string, value []byte, deleted bool, now time.Time) 
 	}
 	return subject{}, false, nil
 }
+
+func (s *snapshot) setRecord(id lockstep.GroupID, value []byte, deleted bool) error {
+	for _, n := range toldNodes(s.records[id]) {
+		delete(s.nodesGroups[n], id)
+		prune(s.nodesGroups, n)
+	}
+	err := set(s.records, id, value, deleted)
+	for _, n := range toldNodes(s.records[id]) {
+		inner(s.nodesGroups, n)[id] = true
+	}
+	return err
+}
+
+// toldNodes are those that a record concerns: its own, and those that have left the group and do not know yet.
+func toldNodes(r protocol.Record) []lockstep.NodeID { return append(r.Nodes(), r.Untold...) }
 
 func (s *snapshot) setSight(g lockstep.GroupID, n lockstep.NodeID, value []byte, deleted bool, now time.Time) error {
 	sights := inner(s.sights, g)
@@ -203,24 +232,6 @@ func (s *snapshot) aliveSet(r protocol.Record) map[lockstep.NodeID]bool {
 	return m
 }
 
-// load reads a snapshot from the store, one list per prefix.
-func load(ctx context.Context, st store.Store, now time.Time, log *slog.Logger) (*snapshot, map[string]int64, error) {
-	s, revs := newSnapshot(), map[string]int64{}
-	for _, prefix := range followed {
-		kvs, rev, err := st.List(ctx, prefix)
-		if err != nil {
-			return nil, nil, err
-		}
-		revs[prefix] = rev
-		for _, kv := range kvs {
-			if _, _, err := s.apply(kv.Key, kv.Value, false, now); err != nil {
-				log.Error("a value in the store cannot be read", "key", kv.Key, "error", err)
-			}
-		}
-	}
-	return s, revs, nil
-}
-
 // cache is a snapshot kept up to date by one watch of the whole store.
 type cache struct {
 	mu      sync.RWMutex // guards all below; never held across a call of the store
@@ -228,9 +239,13 @@ type cache struct {
 	rev     int64        // every change up to it is in snap
 	moved   chan struct{}
 	changed func(subject) // set while a driver listens; must not block
+
+	whole whole
 }
 
-func newCache() *cache { return &cache{moved: make(chan struct{})} }
+func newCache() *cache {
+	return &cache{moved: make(chan struct{}), whole: whole{turn: make(chan struct{}, 1)}}
+}
 
 // follow keeps the cache until ctx ends, listing anew whenever the watch breaks.
 func (k *cache) follow(ctx context.Context, c *Controller) {
@@ -249,13 +264,13 @@ func (k *cache) follow(ctx context.Context, c *Controller) {
 func (k *cache) followOnce(ctx context.Context, c *Controller) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	snap, revs, err := load(ctx, c.cfg.Store, c.cfg.Now(), c.log)
-	if err != nil {
-		return err
+	if !k.whole.enter(ctx) {
+		return nil
 	}
-	from := revs[followed[0]]
-	for _, rev := range revs {
-		from = min(from, rev)
+	snap, from, err := k.whole.load(ctx, c)
+	if err != nil {
+		k.whole.leave()
+		return err
 	}
 	// The lists are of different revisions; the watch starts at the oldest, and what a list
 	// already held is taken again in order, which ends in the same state.
@@ -264,6 +279,7 @@ func (k *cache) followOnce(ctx context.Context, c *Controller) error {
 	k.bump()
 	changed := k.changed
 	k.mu.Unlock()
+	k.whole.leave() // who waited for its turn finds this
 	if changed != nil {
 		snap.each(changed)
 	}
@@ -377,31 +393,6 @@ func (k *cache) at(ctx context.Context, rev int64, within time.Duration) bool {
 			return false
 		}
 	}
-}
-
-// read calls fn with a snapshot at least as new as every change that was committed before read
-// began, at the cost of one small request to the store. fn must not keep or change it, nor call
-// the store.
-func (c *Controller) read(ctx context.Context, fn func(*snapshot)) error {
-	_, rev, err := c.cfg.Store.List(ctx, store.KeyCluster)
-	if err != nil {
-		return asRefusal(err)
-	}
-	if c.cache.at(ctx, rev, c.cfg.CacheWait) {
-		c.cache.mu.RLock()
-		if c.cache.snap != nil && c.cache.rev >= rev {
-			defer c.cache.mu.RUnlock()
-			fn(c.cache.snap)
-			return nil
-		}
-		c.cache.mu.RUnlock()
-	}
-	s, _, err := load(ctx, c.cfg.Store, c.cfg.Now(), c.log)
-	if err != nil {
-		return asRefusal(err)
-	}
-	fn(s)
-	return nil
 }
 
 // peekCache calls fn with the snapshot as it is; false: there is none.

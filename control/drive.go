@@ -96,11 +96,7 @@ func (d *driver) work(ctx context.Context, sub subject) (after time.Duration, er
 func (d *driver) touchNode(n lockstep.NodeID) {
 	var groups []lockstep.GroupID
 	d.c.peekCache(func(s *snapshot) {
-		for g, r := range s.records {
-			if slices.Contains(append(r.Nodes(), r.Untold...), n) {
-				groups = append(groups, g)
-			}
-		}
+		groups = slices.Collect(maps.Keys(s.nodesGroups[n]))
 	})
 	for _, g := range groups {
 		d.queue.add(subject{kindGroup, string(g)})

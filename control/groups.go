@@ -171,22 +171,6 @@ func (c *Controller) GetGroup(ctx context.Context, caller Caller, id lockstep.Gr
 	return view, err
 }
 
-// ListGroups answers the caller's groups, newest first.
-func (c *Controller) ListGroups(ctx context.Context, caller Caller) ([]GroupView, error) {
-	views := []GroupView{}
-	err := c.read(ctx, func(s *snapshot) {
-		for _, g := range s.groups {
-			if caller.owns(g.Project) {
-				views = append(views, c.viewGroup(s, g))
-			}
-		}
-	})
-	slices.SortFunc(views, func(a, b GroupView) int {
-		return newestFirst(a.CreatedAt, b.CreatedAt, string(a.ID), string(b.ID))
-	})
-	return views, err
-}
-
 func (c *Controller) viewGroup(s *snapshot, g store.Group) GroupView {
 	r := s.records[g.ID]
 	v := c.groupView(g, r, DeriveGroup(g, r, s.sights[g.ID], s.aliveSet(r), c.cfg.Now()))

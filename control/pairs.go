@@ -3,11 +3,9 @@ package control
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
-	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/store"
 )
 
@@ -156,47 +154,13 @@ func (c *Controller) GetPair(ctx context.Context, caller Caller, id lockstep.Pai
 	found := false
 	err := c.read(ctx, func(s *snapshot) {
 		if p, ok := s.pairs[id]; ok && caller.owns(p.Project) {
-			view, found = c.viewPair(s, p), true
+			view, found = c.look(s).pair(p), true
 		}
 	})
 	if err == nil && !found {
 		err = notFound("", "replication pair %s does not exist", id)
 	}
 	return view, err
-}
-
-// ListPairs answers the caller's pairs, newest first.
-func (c *Controller) ListPairs(ctx context.Context, caller Caller) ([]PairView, error) {
-	views := []PairView{}
-	err := c.read(ctx, func(s *snapshot) {
-		for _, p := range s.pairs {
-			if caller.owns(p.Project) {
-				views = append(views, c.viewPair(s, p))
-			}
-		}
-	})
-	slices.SortFunc(views, func(a, b PairView) int {
-		return newestFirst(a.CreatedAt, b.CreatedAt, string(a.ID), string(b.ID))
-	})
-	return views, err
-}
-
-func (c *Controller) viewPair(s *snapshot, p store.Pair) PairView {
-	var record *protocol.Record
-	if r, ok := s.records[p.Group]; ok && p.Group != "" {
-		record = &r
-	}
-	view := PairView{Pair: p, Priority: p.Primary}
-	var seen map[lockstep.NodeID]Sight
-	var alive map[lockstep.NodeID]bool
-	if record != nil {
-		view.Priority = record.Primary
-		seen, alive = s.sights[p.Group], s.aliveSet(*record)
-		view.UpdatedAt = later(p.UpdatedAt, s.groups[p.Group].UpdatedAt) // its statuses are the group's
-	}
-	st := DerivePair(p, record, seen, alive, c.cfg.Now())
-	view.ReplicationStatus, view.FaultLevel, view.Progress = st.ReplicationStatus, st.FaultLevel, st.Progress
-	return view
 }
 
 // later is the later one of two times, of which either may be missing.

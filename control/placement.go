@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/store"
@@ -45,22 +44,7 @@ func (c *Controller) place(s *snapshot, v *store.Volume, az lockstep.AZ) error {
 		return refusal(KindUnavailable, "", "no storage node that could hold the volume is alive in %s", az)
 	}
 
-	type load struct{ allocated, promised, count int64 }
-	loads := map[lockstep.NodeID]*load{}
-	for _, n := range candidates {
-		loads[n] = &load{}
-	}
-	for id, other := range s.volumes {
-		l := loads[other.Node]
-		if l == nil {
-			continue
-		}
-		l.allocated += other.SizeBytes
-		l.count++
-		if o, reported := s.observed[id]; !reported || o.State != observedPresent {
-			l.promised += other.SizeBytes
-		}
-	}
+	loads := s.loads
 	most := int64(0)
 	fits := slices.DeleteFunc(candidates, func(n lockstep.NodeID) bool {
 		free := s.nodes[n].FreeBytes - loads[n].promised
@@ -93,7 +77,23 @@ func pinnedNode(inAZ []lockstep.NodeID, az lockstep.AZ, want string) (lockstep.N
 		metadataNode, want, az, len(inAZ))
 }
 
-// newestFirst orders by creation, the newest first, then by id.
-func newestFirst(a, b time.Time, idA, idB string) int {
-	return cmp.Or(b.Compare(a), cmp.Compare(idA, idB))
+// nodeLoad is what the volumes of a node take, by their records: bytes of all, bytes of those whose file the node
+// has not reported yet, and how many there are.
+type nodeLoad struct{ allocated, promised, count int64 }
+
+// weigh adds a volume to its node's load, or takes it off; before and after each change of it or its report.
+func (s *snapshot) weigh(id lockstep.VolumeID, sign int64) {
+	v, found := s.volumes[id]
+	if !found {
+		return
+	}
+	l := s.loads[v.Node]
+	l.allocated += sign * v.SizeBytes
+	l.count += sign
+	if o, reported := s.observed[id]; !reported || o.State != observedPresent {
+		l.promised += sign * v.SizeBytes
+	}
+	if s.loads[v.Node] = l; l.count == 0 {
+		delete(s.loads, v.Node)
+	}
 }

@@ -254,8 +254,13 @@ func DerivePair(p store.Pair, r *protocol.Record, seen map[lockstep.NodeID]Sight
 	if member == nil {
 		return none
 	}
+	return memberStatus(*member, *r, inspect(*r, seen, alive, now), seen)
+}
+
+// memberStatus gives the statuses of a group's member; f is what is wrong around its record.
+func memberStatus(member protocol.Member, r protocol.Record, f faults, seen map[lockstep.NodeID]Sight) PairStatus {
 	s := PairStatus{}
-	s.ReplicationStatus, s.FaultLevel = replication(*r, inspect(*r, seen, alive, now))
+	s.ReplicationStatus, s.FaultLevel = replication(r, f)
 	if s.ReplicationStatus == ReplicationStopped {
 		here := member.In(r.Primary)
 		dirty := seen[here.Node].Volumes[here.Volume].DirtyBytes
@@ -263,7 +268,7 @@ func DerivePair(p store.Pair, r *protocol.Record, seen map[lockstep.NodeID]Sight
 			s.ReplicationStatus = ReplicationInactive
 		}
 	}
-	s.Progress = progress(*r, []protocol.Member{*member}, s.ReplicationStatus, seen)
+	s.Progress = progress(r, []protocol.Member{member}, s.ReplicationStatus, seen)
 	return s
 }
 

@@ -125,40 +125,13 @@ func (c *Controller) GetVolume(ctx context.Context, caller Caller, id lockstep.V
 	found := false
 	err := c.read(ctx, func(s *snapshot) {
 		if v, ok := s.volumes[id]; ok && caller.owns(v.Project) {
-			view, found = c.viewVolume(s, v), true
+			view, found = c.look(s).volume(v), true
 		}
 	})
 	if err == nil && !found {
 		err = notFound("", "volume %s does not exist", id)
 	}
 	return view, err
-}
-
-// ListVolumes answers the caller's volumes, newest first.
-func (c *Controller) ListVolumes(ctx context.Context, caller Caller) ([]VolumeView, error) {
-	views := []VolumeView{}
-	err := c.read(ctx, func(s *snapshot) {
-		for _, v := range s.volumes {
-			if caller.owns(v.Project) {
-				views = append(views, c.viewVolume(s, v))
-			}
-		}
-	})
-	slices.SortFunc(views, func(a, b VolumeView) int {
-		return newestFirst(a.CreatedAt, b.CreatedAt, string(a.ID), string(b.ID))
-	})
-	return views, err
-}
-
-func (c *Controller) viewVolume(s *snapshot, v store.Volume) VolumeView {
-	v.Metadata = maps.Clone(v.Metadata)
-	v.Attachments = slices.Clone(v.Attachments)
-	view := VolumeView{Volume: v, ReplicationStatus: ReplicationDisabled}
-	if p, ok := s.pairs[v.Pair]; ok && v.Pair != "" {
-		pair := c.viewPair(s, p)
-		view.ReplicationStatus, view.UpdatedAt = pair.ReplicationStatus, later(v.UpdatedAt, pair.UpdatedAt)
-	}
-	return view
 }
 
 // UpdateVolume applies change to the volume and writes it if nobody else did meanwhile, else it

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -155,6 +156,9 @@ func TestPlace(t *testing.T) {
 			if row.with != nil {
 				row.with(s)
 			}
+			for id := range s.volumes {
+				s.weigh(id, 1)
+			}
 			v := row.vol
 			err := c.place(s, &v, row.az)
 			if row.want == "" {
@@ -173,7 +177,7 @@ func TestLists(t *testing.T) {
 	s := newStill(t)
 	vols := must[[]VolumeView](t)(s.c.ListVolumes(s.ctx, caller))
 	if len(vols) < 10 || !slices.IsSortedFunc(vols, func(a, b VolumeView) int {
-		return newestFirst(a.CreatedAt, b.CreatedAt, string(a.ID), string(b.ID))
+		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID))
 	}) {
 		t.Errorf("volumes: %d, or not in order", len(vols))
 	}

@@ -175,11 +175,9 @@ func Select(svc control.Service, r *rest.Request) (page []control.VolumeView, ne
 	if err != nil {
 		return nil, "", err
 	}
-	all, err := svc.ListVolumes(r.Context(), r.Caller)
-	if err != nil {
-		return nil, "", err
-	}
-	page, more, err := order.Select(all, p, admit)
+	page, more, err := order.Read(p, admit, func(after string, oldest bool, fn func(control.VolumeView) bool) (bool, error) {
+		return svc.EachVolume(r.Context(), r.Caller, control.Walk{After: after, Oldest: oldest}, fn)
+	})
 	if err != nil {
 		return nil, "", err
 	}
@@ -238,11 +236,11 @@ func (a *api) summary(w http.ResponseWriter, r *rest.Request) error {
 type usage struct{ volumes, gib int64 }
 
 func (a *api) usage(r *rest.Request) (usage, error) {
-	all, err := a.svc.ListVolumes(r.Context(), r.Caller)
 	var u usage
-	for _, v := range all {
+	_, err := a.svc.EachVolume(r.Context(), r.Caller, control.Walk{}, func(v control.VolumeView) bool {
 		u.volumes++
 		u.gib += v.SizeBytes / lockstep.GiB
-	}
+		return true
+	})
 	return u, err
 }

@@ -2,6 +2,7 @@ package evs
 
 import (
 	"cmp"
+	"errors"
 	"net/http"
 	"net/url"
 
@@ -210,6 +211,29 @@ func keepGroup(q url.Values, ofVolume func(volume string) (map[lockstep.GroupID]
 	}, nil
 }
 
+// groupsOf are the groups with a pair of the volume: at most one, as it is in one pair at most.
+func (a *api) groupsOf(r *rest.Request, id lockstep.VolumeID) (map[lockstep.GroupID]bool, error) {
+	out := map[lockstep.GroupID]bool{}
+	v, err := a.svc.GetVolume(r.Context(), r.Caller, id)
+	if err != nil || v.Pair == "" {
+		return out, ignoreMissing(err)
+	}
+	p, err := a.svc.GetPair(r.Context(), r.Caller, v.Pair)
+	if err == nil && p.Group != "" {
+		out[p.Group] = true
+	}
+	return out, ignoreMissing(err)
+}
+
+// ignoreMissing is nil if the error says that something does not exist.
+func ignoreMissing(err error) error {
+	var refused *control.Error
+	if errors.As(err, &refused) && refused.Kind == control.KindNotFound {
+		return nil
+	}
+	return err
+}
+
 func (a *api) listGroups(w http.ResponseWriter, r *rest.Request) error {
 	q := r.URL.Query()
 	page, err := groupOrder.ReadPage(q)
@@ -217,23 +241,14 @@ func (a *api) listGroups(w http.ResponseWriter, r *rest.Request) error {
 		return err
 	}
 	keep, err := keepGroup(q, func(volume string) (map[lockstep.GroupID]bool, error) {
-		pairs, err := a.svc.ListPairs(r.Context(), r.Caller)
-		out := map[lockstep.GroupID]bool{}
-		for _, p := range pairs {
-			if p.Group != "" && (string(p.Volumes[0]) == volume || string(p.Volumes[1]) == volume) {
-				out[p.Group] = true
-			}
-		}
-		return out, err
+		return a.groupsOf(r, lockstep.VolumeID(volume))
 	})
 	if err != nil {
 		return err
 	}
-	all, err := a.svc.ListGroups(r.Context(), r.Caller)
-	if err != nil {
-		return err
-	}
-	items, _, err := groupOrder.Select(all, page, keep)
+	items, _, err := groupOrder.Read(page, keep, func(after string, oldest bool, fn func(control.GroupView) bool) (bool, error) {
+		return a.svc.EachGroup(r.Context(), r.Caller, control.Walk{After: after, Oldest: oldest}, fn)
+	})
 	if err != nil {
 		return err
 	}

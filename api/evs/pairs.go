@@ -181,11 +181,9 @@ func (a *api) listPairs(w http.ResponseWriter, r *rest.Request) error {
 	if err != nil {
 		return err
 	}
-	all, err := a.svc.ListPairs(r.Context(), r.Caller)
-	if err != nil {
-		return err
-	}
-	items, _, err := pairOrder.Select(all, page, keep)
+	items, _, err := pairOrder.Read(page, keep, func(after string, oldest bool, fn func(control.PairView) bool) (bool, error) {
+		return a.svc.EachPair(r.Context(), r.Caller, control.Walk{After: after, Oldest: oldest}, fn)
+	})
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// byCreation is the default key, which every list has.
+const byCreation = "created_at"
+
 // MaxPage is the largest page of a list and the default one.
 const MaxPage = 1000
 
@@ -38,7 +41,7 @@ type Order[T any] struct {
 
 // ReadPage reads marker, limit, offset, sort_key and sort_dir, or Cinder's sort=key:dir.
 func (o Order[T]) ReadPage(q url.Values) (Page, error) {
-	p := Page{Marker: q.Get("marker"), Limit: MaxPage, SortKey: "created_at", Desc: true}
+	p := Page{Marker: q.Get("marker"), Limit: MaxPage, SortKey: byCreation, Desc: true}
 	if s := q.Get("limit"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err == nil && n > MaxPage && o.Clip {
@@ -112,7 +115,7 @@ func (o Order[T]) Select(items []T, p Page, keep func(T) bool) (page []T, more b
 		}
 	}
 	if p.Marker != "" && marker == nil {
-		return nil, false, BadRequestCode(o.Codes.Marker, "marker %.80q is not the id of an item of this list", p.Marker)
+		return nil, false, o.noMarker(p)
 	}
 	slices.SortFunc(out, func(a, b T) int { return o.compare(p, a, b) })
 	if marker != nil {
@@ -125,6 +128,49 @@ func (o Order[T]) Select(items []T, p Page, keep func(T) bool) (page []T, more b
 	out = out[min(p.Offset, len(out)):]
 	n := min(p.Limit, len(out))
 	return out[:n:n], n < len(out), nil
+}
+
+// Read is the page of those items of a list that keep admits; more says that others follow. each runs through
+// the list by the time of creation, from after the item with that id ("": from the beginning), until fn answers
+// false; known is false if there is no such item, which is an error as in Select. In the default order a page
+// costs what is before its end; in any other all of the list is read and sorted.
+func (o Order[T]) Read(p Page, keep func(T) bool, each func(after string, oldest bool, fn func(T) bool) (known bool, err error)) (page []T, more bool, err error) {
+	if p.SortKey != byCreation {
+		var all []T
+		_, err := each("", true, func(x T) bool {
+			all = append(all, x)
+			return true
+		})
+		if err != nil {
+			return nil, false, err
+		}
+		return o.Select(all, p, keep)
+	}
+	skip := p.Offset
+	known, err := each(p.Marker, !p.Desc, func(x T) bool {
+		switch {
+		case !keep(x):
+		case skip > 0:
+			skip--
+		case len(page) == p.Limit:
+			more = true
+			return false
+		default:
+			page = append(page, x)
+		}
+		return true
+	})
+	if err == nil && !known {
+		err = o.noMarker(p)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return page, more, nil
+}
+
+func (o Order[T]) noMarker(p Page) error {
+	return BadRequestCode(o.Codes.Marker, "marker %.80q is not the id of an item of this list", p.Marker)
 }
 
 // CompareOpt orders optional strings, a missing one first.

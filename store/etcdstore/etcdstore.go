@@ -52,11 +52,6 @@ const (
 	// reconnectLongest bounds gRPC's back-off, which would else grow to two minutes.
 	reconnectFirst   = 100 * time.Millisecond
 	reconnectLongest = time.Second
-
-	// pageKeys is how many keys one request of a List reads.
-	pageKeys = 1000
-	// listTries is how often a List begins anew when its revision is compacted under it.
-	listTries = 3
 )
 
 // Config says which etcd to use and how.
@@ -192,51 +187,6 @@ func (s *Store) Get(ctx context.Context, key string) (store.KV, error) {
 	}
 	kv := resp.Kvs[0]
 	return store.KV{Key: key, Value: kv.Value, ModRev: kv.ModRevision, CreateRev: kv.CreateRevision}, nil
-}
-
-// List implements store.Store. It reads in pages, each with a request timeout of its own, all at
-// the revision of the first.
-func (s *Store) List(ctx context.Context, prefix string) ([]store.KV, int64, error) {
-	var err error
-	for range listTries {
-		var kvs []store.KV
-		var rev int64
-		kvs, rev, err = s.list(ctx, prefix)
-		if !errors.Is(err, rpctypes.ErrCompacted) {
-			return kvs, rev, err
-		}
-	}
-	return nil, 0, err
-}
-
-func (s *Store) list(ctx context.Context, prefix string) (kvs []store.KV, rev int64, err error) {
-	from, end := s.prefix+prefix, clientv3.GetPrefixRangeEnd(s.prefix+prefix)
-	for {
-		resp, err := s.page(ctx, from, end, rev)
-		if err != nil {
-			return nil, 0, s.fault(ctx, "list "+prefix, err)
-		}
-		if rev == 0 {
-			rev = resp.Header.Revision
-		}
-		for _, kv := range resp.Kvs {
-			kvs = append(kvs, store.KV{
-				Key: string(kv.Key[len(s.prefix):]), Value: kv.Value,
-				ModRev: kv.ModRevision, CreateRev: kv.CreateRevision,
-			})
-		}
-		if !resp.More || len(resp.Kvs) == 0 {
-			return kvs, rev, nil
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
-	}
-}
-
-func (s *Store) page(ctx context.Context, from, end string, rev int64) (*clientv3.GetResponse, error) {
-	ctx, cancel := s.request(ctx, s.timeout)
-	defer cancel()
-	return s.cli.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(rev),
-		clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
 }
 
 // Txn implements store.Store.
