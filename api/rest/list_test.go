@@ -263,3 +263,65 @@ func TestSurrogates(t *testing.T) {
 		}
 	}
 }
+
+// Goal: a page that is read in the order of creation is the page that Select makes of the whole list, and
+// no more than its part of the list is looked at.
+func TestReadIsSelect(t *testing.T) {
+	type item struct {
+		id   string
+		at   time.Time
+		even bool
+	}
+	base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	var all []item
+	for i := range 60 {
+		all = append(all, item{fmt.Sprintf("%02d", i*7%60), base.Add(time.Duration(i/4) * time.Second), i%2 == 0})
+	}
+	byTime := func(a, b item) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.id, b.id)) }
+	order := Order[item]{
+		ID: func(x item) string { return x.id }, Codes: PageCodes{Marker: "code"},
+		Keys: map[string]func(a, b item) int{
+			"created_at": func(a, b item) int { return a.at.Compare(b.at) },
+			"id":         func(a, b item) int { return cmp.Compare(a.id, b.id) },
+		},
+	}
+	looked := 0
+	each := func(after string, oldest bool, fn func(item) bool) (bool, error) {
+		list := slices.SortedFunc(slices.Values(all), byTime)
+		if !oldest {
+			slices.Reverse(list)
+		}
+		if after != "" {
+			i := slices.IndexFunc(list, func(x item) bool { return x.id == after })
+			if i < 0 {
+				return false, nil
+			}
+			list = list[i+1:]
+		}
+		for _, x := range list {
+			if looked++; !fn(x) {
+				break
+			}
+		}
+		return true, nil
+	}
+	keep := map[string]func(item) bool{"all": func(item) bool { return true }, "even": func(x item) bool { return x.even }, "none": func(item) bool { return false }}
+	for name, admit := range keep {
+		for _, p := range []Page{{Limit: 10}, {Limit: 0}, {Limit: 100}, {Limit: 7, Offset: 5}, {Limit: 5, Offset: 100}, {Limit: 10, Marker: "21"}, {Limit: 10, Marker: "00"}, {Limit: 3, Marker: "35", Offset: 2}, {Limit: 3, Marker: "missing"}} {
+			for _, key := range []string{"created_at", "id"} {
+				for _, desc := range []bool{true, false} {
+					p.SortKey, p.Desc = key, desc
+					looked = 0
+					page, more, err := order.Read(p, admit, each)
+					want, wantMore, wantErr := order.Select(all, p, admit)
+					if !slices.Equal(page, want) || more != wantMore || (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
+						t.Errorf("%s, %+v: %v, more %v, error %v; want %v, %v, %v", name, p, page, more, err, want, wantMore, wantErr)
+					}
+					if name == "all" && key == "created_at" && looked > p.Limit+p.Offset+1 {
+						t.Errorf("%+v: %d items were looked at", p, looked)
+					}
+				}
+			}
+		}
+	}
+}

@@ -120,7 +120,7 @@ func manyGroups(ctx context.Context, o options, g *growth) (err error) {
 	}
 	active.Writes = float64(writers.acked.Load()-writers.before) / active.Seconds
 	g.Spent = append(g.Spent, active)
-	g.Failover, err = d.failoverAll(ctx, groups, writers)
+	g.Failover, err = d.failoverAll(ctx, m, groups, writers)
 	return err
 }
 

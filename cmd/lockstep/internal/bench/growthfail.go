@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -30,6 +32,11 @@ type zoneFailover struct {
 	FromCall  spread `json:"from_call_s"`
 	FromFirst spread `json:"from_first_call_s"`
 	Checked   int    `json:"checked_disks"` // whose last acknowledged write was looked for, and found
+	// From the first call until the last group: processor seconds, operations of the store, and how long one
+	// of its synced writes took, in milliseconds.
+	CPU      map[string]float64 `json:"cpu_s"`
+	Store    map[string]float64 `json:"store_operations"`
+	SyncedMs float64            `json:"store_fsync_ms"`
 }
 
 // spread is how a figure is spread.
@@ -53,7 +60,7 @@ const (
 
 // failoverAll kills the primary zone's node, as the loss of its host would, and fails every group over as a
 // script would: when the first one shows the fault, by so many calls at once.
-func (d *deployment) failoverAll(ctx context.Context, groups []manyDisks, w *writers) (*zoneFailover, error) {
+func (d *deployment) failoverAll(ctx context.Context, m *meter, groups []manyDisks, w *writers) (*zoneFailover, error) {
 	ctx, cancel := context.WithTimeout(ctx, failoverWait)
 	defer cancel()
 	lost := time.Now()
@@ -69,6 +76,10 @@ func (d *deployment) failoverAll(ctx context.Context, groups []manyDisks, w *wri
 	}
 	f := &zoneFailover{Groups: len(groups), Callers: failoverCallers, Noticed: time.Since(lost).Seconds()}
 	w.stop()
+	before, err := m.still(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var mu sync.Mutex // guards the slices
 	var called, fromLoss, fromCall, fromFirst []float64
 	first := time.Now()
@@ -100,6 +111,11 @@ func (d *deployment) failoverAll(ctx context.Context, groups []manyDisks, w *wri
 	if err := errors.Join(calls.Wait(), waits.Wait()); err != nil {
 		return nil, err
 	}
+	after, err := m.still(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.CPU, f.Store, f.SyncedMs = after.since(before)
 	f.Called, f.FromLoss, f.FromCall, f.FromFirst = spreadOf(called), spreadOf(fromLoss), spreadOf(fromCall), spreadOf(fromFirst)
 	for _, one := range w.all {
 		if err := d.checkAcked(ctx, one); err != nil {
@@ -172,5 +188,64 @@ func printFailover(f *zoneFailover) {
 	}
 	fmt.Println()
 	t.Render()
+	for _, name := range slices.Sorted(maps.Keys(f.CPU)) {
+		fmt.Printf("%s: %.1f s of processor time; ", name, f.CPU[name])
+	}
+	for _, what := range slices.Sorted(maps.Keys(f.Store)) {
+		fmt.Printf("%.0f %s, ", f.Store[what], what)
+	}
+	fmt.Printf("a synced write of the store took %.1f ms\n", f.SyncedMs)
 	fmt.Printf("the last acknowledged write of %d disks was looked for, and found\n", f.Checked)
+}
+
+// stillThere is what the processes that outlive the loss of a zone have used.
+type stillThere struct {
+	cpu, store    map[string]float64
+	syncs, syncsS float64
+}
+
+func (m *meter) still(ctx context.Context) (x stillThere, err error) {
+	x.cpu = map[string]float64{}
+	for _, who := range []dev.Member{dev.Controller, zones[1]} {
+		pid, err := m.d.child.Layout.PID(who)
+		if err != nil || pid == 0 {
+			return x, fmt.Errorf("%s does not run: %w", who, err)
+		}
+		if x.cpu[who.String()], err = cpuSeconds([]int{pid}); err != nil {
+			return x, err
+		}
+	}
+	if x.cpu["store"], err = cpuSeconds([]int{m.store.pid()}); err != nil {
+		return x, err
+	}
+	if x.cpu["this program"], err = cpuSeconds([]int{os.Getpid()}); err != nil {
+		return x, err
+	}
+	if x.store, err = storeCounters(ctx, m.store.url); err != nil {
+		return x, err
+	}
+	const fsync = "etcd_disk_wal_fsync_duration_seconds"
+	families, err := scrape(ctx, m.store.url+"/metrics")
+	if err != nil {
+		return x, err
+	}
+	if f := families[fsync]; f != nil && len(f.GetMetric()) == 1 {
+		h := f.GetMetric()[0].GetHistogram()
+		x.syncs, x.syncsS = float64(h.GetSampleCount()), h.GetSampleSum()
+	}
+	return x, nil
+}
+
+func (x stillThere) since(y stillThere) (cpu, ops map[string]float64, syncedMs float64) {
+	less := func(a, b map[string]float64) map[string]float64 {
+		out := map[string]float64{}
+		for name := range a {
+			out[name] = a[name] - b[name]
+		}
+		return out
+	}
+	if n := x.syncs - y.syncs; n > 0 {
+		syncedMs = 1000 * (x.syncsS - y.syncsS) / n
+	}
+	return less(x.cpu, y.cpu), less(x.store, y.store), syncedMs
 }
