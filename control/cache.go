@@ -280,6 +280,7 @@ func (k *cache) followOnce(ctx context.Context, c *Controller) error {
 	changed := k.changed
 	k.mu.Unlock()
 	k.whole.leave() // who waited for its turn finds this
+	batches := c.cfg.Store.Watch(ctx, "", from) // before the work with all there is
 	if changed != nil {
 		snap.each(changed)
 	}
@@ -293,7 +294,7 @@ func (k *cache) followOnce(ctx context.Context, c *Controller) error {
 			return k.rev
 		}, cancel)
 	})
-	for batch := range c.cfg.Store.Watch(ctx, "", from) {
+	for batch := range batches {
 		k.take(batch, c)
 	}
 	return nil

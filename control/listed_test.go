@@ -173,6 +173,19 @@ func (s *slowStore) List(ctx context.Context, prefix string) ([]store.KV, int64,
 	return s.Store.List(ctx, prefix)
 }
 
+// Watch tells changes late.
+func (s *slowStore) Watch(ctx context.Context, prefix string, from int64) <-chan []store.Event {
+	late := make(chan []store.Event)
+	go func() {
+		defer close(late)
+		for batch := range s.Store.Watch(ctx, prefix, from) {
+			time.Sleep(300 * time.Millisecond)
+			late <- batch
+		}
+	}()
+	return late
+}
+
 // Goal: requests that come while a controller has no cache share a read of the whole store, and none is
 // answered from one that lacks a change made before it came. Method: on a store whose reads are slow, forty
 // ask at once, and then one after each of some changes.
@@ -222,10 +235,14 @@ func TestStartingControllerReadsOnce(t *testing.T) {
 		var run sync.WaitGroup
 		run.Go(func() { _ = c.Run(ctx) })
 		time.Sleep(500 * time.Millisecond)
+		if _, err := store.Create(ctx, st, store.KeyPair("p"), store.Pair{ID: "p", Project: "p1"}); err != nil {
+			t.Fatal(err)
+		}
 		for range 20 {
 			run.Go(func() {
-				if _, err := c.EachPair(ctx, Caller{Project: "p1"}, Walk{}, func(PairView) bool { return true }); err != nil {
-					t.Error(err)
+				seen := 0
+				if _, err := c.EachPair(ctx, Caller{Project: "p1"}, Walk{}, func(PairView) bool { seen++; return true }); err != nil || seen != 1 {
+					t.Errorf("%d pairs, error %v; want the one that was made before", seen, err)
 				}
 			})
 		}

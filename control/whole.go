@@ -84,18 +84,19 @@ func (c *Controller) read(ctx context.Context, fn func(*snapshot)) error {
 	if err != nil {
 		return asRefusal(err)
 	}
-	within := c.cacheWait()
-	if c.cache.readAt(ctx, rev, within, fn) {
+	if c.cache.readAt(ctx, rev, c.cacheWait(), fn) {
 		return nil
 	}
-	if c.peekCache(func(*snapshot) {}) {
-		within = 0 // it was late, and was waited for
-	}
+	late := c.peekCache(func(*snapshot) {}) // it follows, and was waited for
 	w := &c.cache.whole
 	if !w.enter(ctx) {
 		return asRefusal(store.ContextError(ctx, "read the store"))
 	}
 	s := w.found(rev)
+	within := time.Duration(0)
+	if !late {
+		within = c.cacheWait()
+	}
 	if s == nil && c.cache.readAt(ctx, rev, within, fn) { // it was read for the cache meanwhile
 		w.leave()
 		return nil
