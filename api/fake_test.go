@@ -122,7 +122,7 @@ func (f *fakeService) GetVolume(_ context.Context, c control.Caller, id lockstep
 	return f.view(v), nil
 }
 
-func (f *fakeService) EachVolume(_ context.Context, c control.Caller, w control.Walk, fn func(control.VolumeView) bool) (bool, error) {
+func (f *fakeService) EachVolume(_ context.Context, c control.Caller, w control.Walk, keep, fn func(control.VolumeView) bool) (bool, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(c); err != nil {
 		return false, err
@@ -133,7 +133,7 @@ func (f *fakeService) EachVolume(_ context.Context, c control.Caller, w control.
 			out = append(out, f.view(v))
 		}
 	}
-	return inOrder(out, w, func(x control.VolumeView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, fn), nil
+	return inOrder(out, w, func(x control.VolumeView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, keep, fn), nil
 }
 
 func (f *fakeService) UpdateVolume(_ context.Context, c control.Caller, id lockstep.VolumeID, change func(*store.Volume) error) (control.VolumeView, error) {
@@ -270,18 +270,18 @@ func (f *fakeService) GetPair(_ context.Context, c control.Caller, id lockstep.P
 	return *p, nil
 }
 
-func (f *fakeService) EachPair(_ context.Context, c control.Caller, w control.Walk, fn func(control.PairView) bool) (bool, error) {
+func (f *fakeService) EachPair(_ context.Context, c control.Caller, w control.Walk, keep, fn func(control.PairView) bool) (bool, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(c); err != nil {
 		return false, err
 	}
 	var out []control.PairView
 	for _, p := range f.pairs {
-		if p.Project == c.Project {
+		if p.Project == c.Project && (w.Group == "" || w.Group == p.Group) {
 			out = append(out, *p)
 		}
 	}
-	return inOrder(out, w, func(x control.PairView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, fn), nil
+	return inOrder(out, w, func(x control.PairView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, keep, fn), nil
 }
 
 func (f *fakeService) DeletePair(_ context.Context, c control.Caller, id lockstep.PairID) error {
@@ -345,18 +345,18 @@ func (f *fakeService) GetGroup(_ context.Context, c control.Caller, id lockstep.
 	return *g, nil
 }
 
-func (f *fakeService) EachGroup(_ context.Context, c control.Caller, w control.Walk, fn func(control.GroupView) bool) (bool, error) {
+func (f *fakeService) EachGroup(_ context.Context, c control.Caller, w control.Walk, keep, fn func(control.GroupView) bool) (bool, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(c); err != nil {
 		return false, err
 	}
 	var out []control.GroupView
 	for _, g := range f.groups {
-		if g.Project == c.Project {
+		if g.Project == c.Project && (w.Groups == nil || slices.Contains(w.Groups, g.ID)) {
 			out = append(out, *g)
 		}
 	}
-	return inOrder(out, w, func(x control.GroupView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, fn), nil
+	return inOrder(out, w, func(x control.GroupView) (time.Time, string) { return x.CreatedAt, string(x.ID) }, keep, fn), nil
 }
 
 func (f *fakeService) UpdateGroup(_ context.Context, c control.Caller, id lockstep.GroupID, u control.GroupUpdate) (control.GroupView, error) {
@@ -621,7 +621,7 @@ func (f *fakeService) Types() []control.VolumeType {
 }
 
 // inOrder keeps the contract of EachVolume, EachPair and EachGroup.
-func inOrder[T any](all []T, w control.Walk, place func(T) (time.Time, string), fn func(T) bool) (known bool) {
+func inOrder[T any](all []T, w control.Walk, place func(T) (time.Time, string), keep, fn func(T) bool) (known bool) {
 	slices.SortFunc(all, func(a, b T) int {
 		atA, idA := place(a)
 		atB, idB := place(b)
@@ -638,7 +638,7 @@ func inOrder[T any](all []T, w control.Walk, place func(T) (time.Time, string), 
 		all = all[i+1:]
 	}
 	for _, x := range all {
-		if !fn(x) {
+		if (keep == nil || keep(x)) && !fn(x) {
 			break
 		}
 	}

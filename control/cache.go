@@ -35,6 +35,7 @@ type snapshot struct {
 	pairsOf, groupsOf, volumesOf listed
 	loads                        map[lockstep.NodeID]nodeLoad
 	nodesGroups                  map[lockstep.NodeID]map[lockstep.GroupID]bool // by record, untold nodes included
+	groupsPairs                  map[lockstep.GroupID]map[lockstep.PairID]bool // by the pairs' own word
 }
 
 func newSnapshot() *snapshot {
@@ -58,6 +59,7 @@ func newSnapshot() *snapshot {
 		pairsOf: listed{}, groupsOf: listed{}, volumesOf: listed{},
 		loads:       map[lockstep.NodeID]nodeLoad{},
 		nodesGroups: map[lockstep.NodeID]map[lockstep.GroupID]bool{},
+		groupsPairs: map[lockstep.GroupID]map[lockstep.PairID]bool{},
 	}
 }
 
@@ -111,7 +113,7 @@ func (s *snapshot) apply(key string, value []byte, deleted bool, now time.Time) 
 			s.weigh(lockstep.VolumeID(id), 1)
 			return subject{kindVolume, id}, true, err
 		case store.PrefixPairs:
-			return subject{kindPair, id}, true, keep(s.pairsOf, s.pairs, lockstep.PairID(id), value, deleted, placeOfPair)
+			return subject{kindPair, id}, true, s.setPair(lockstep.PairID(id), value, deleted)
 		case store.PrefixGroups:
 			return subject{kindGroup, id}, true, keep(s.groupsOf, s.groups, lockstep.GroupID(id), value, deleted, placeOfGroup)
 		case store.PrefixRecords:
@@ -142,6 +144,17 @@ func (s *snapshot) apply(key string, value []byte, deleted bool, now time.Time) 
 		}
 	}
 	return subject{}, false, nil
+}
+
+func (s *snapshot) setPair(id lockstep.PairID, value []byte, deleted bool) error {
+	before := s.pairs[id].Group
+	delete(s.groupsPairs[before], id)
+	prune(s.groupsPairs, before)
+	err := keep(s.pairsOf, s.pairs, id, value, deleted, placeOfPair)
+	if after := s.pairs[id].Group; after != "" {
+		inner(s.groupsPairs, after)[id] = true
+	}
+	return err
 }
 
 func (s *snapshot) setRecord(id lockstep.GroupID, value []byte, deleted bool) error {
@@ -279,7 +292,7 @@ func (k *cache) followOnce(ctx context.Context, c *Controller) error {
 	k.bump()
 	changed := k.changed
 	k.mu.Unlock()
-	k.whole.leave() // who waited for its turn finds this
+	k.whole.leave()                             // who waited for its turn finds this
 	batches := c.cfg.Store.Watch(ctx, "", from) // before the work with all there is
 	if changed != nil {
 		snap.each(changed)

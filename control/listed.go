@@ -18,6 +18,10 @@ import (
 type Walk struct {
 	After  string // id of the thing before the first one; "": from the beginning
 	Oldest bool   // the oldest first; else the newest
+	// Group: only pairs of that group, for EachPair; "": all.
+	Group lockstep.GroupID
+	// Groups: only these, for EachGroup; nil: all.
+	Groups []lockstep.GroupID
 }
 
 // listed orders the things of each project by the time they were made, then by id. A page then costs
@@ -89,8 +93,9 @@ func placeOfPair(p store.Pair) (lockstep.ProjectID, time.Time)     { return p.Pr
 func placeOfGroup(g store.Group) (lockstep.ProjectID, time.Time)   { return g.Project, g.CreatedAt }
 func placeOfVolume(v store.Volume) (lockstep.ProjectID, time.Time) { return v.Project, v.CreatedAt }
 
-// each calls fn with the things of the caller from w on; known is false if w.After is none of them.
-func each[K ~string, V any](l listed, things map[K]V, caller Caller, w Walk, place func(V) (lockstep.ProjectID, time.Time), fn func(V) bool) (known bool) {
+// each calls fn with the things of the caller from w on, of only if that is not nil; known is false if w.After
+// is none of the caller's.
+func each[K ~string, V any](l listed, things map[K]V, caller Caller, w Walk, only []K, place func(V) (lockstep.ProjectID, time.Time), fn func(V) bool) (known bool) {
 	var after made
 	if w.After != "" {
 		v, found := things[K(w.After)]
@@ -100,33 +105,72 @@ func each[K ~string, V any](l listed, things map[K]V, caller Caller, w Walk, pla
 		}
 		after = made{at, w.After}
 	}
+	if only != nil {
+		some := listed{}
+		for _, id := range only {
+			if v, found := things[id]; found {
+				p, at := place(v)
+				some.add(p, made{at, string(id)})
+			}
+		}
+		l = some
+	}
 	l.walk(caller.Project, w, after, func(id string) bool { return fn(things[K(id)]) })
 	return true
 }
 
-// EachPair calls fn with the caller's pairs in the order of their creation, until fn answers false. known is
-// false, and fn was not called, if w.After is none of them. fn must neither block nor call the Service.
-func (c *Controller) EachPair(ctx context.Context, caller Caller, w Walk, fn func(PairView) bool) (known bool, err error) {
+// EachPair calls fn with those of the caller's pairs that keep admits (nil: all), in the order of their
+// creation, until fn answers false. keep sees a pair without what its statuses need: replication status, fault
+// level and progress. known is false, and fn was not called, if w.After is none of them. keep and fn must
+// neither block nor call the Service.
+func (c *Controller) EachPair(ctx context.Context, caller Caller, w Walk, keep, fn func(PairView) bool) (known bool, err error) {
 	err = c.read(ctx, func(s *snapshot) {
 		look := c.look(s)
-		known = each(s.pairsOf, s.pairs, caller, w, placeOfPair, func(p store.Pair) bool { return fn(look.pair(p)) })
+		var only []lockstep.PairID
+		if w.Group != "" {
+			only = slices.AppendSeq([]lockstep.PairID{}, maps.Keys(s.groupsPairs[w.Group]))
+		}
+		known = each(s.pairsOf, s.pairs, caller, w, only, placeOfPair, func(p store.Pair) bool {
+			view := look.plainPair(p)
+			if keep != nil && !keep(view) {
+				return true
+			}
+			look.addStatus(&view)
+			return fn(view)
+		})
 	})
 	return known, err
 }
 
-// EachGroup is EachPair for groups.
-func (c *Controller) EachGroup(ctx context.Context, caller Caller, w Walk, fn func(GroupView) bool) (known bool, err error) {
+// EachGroup is EachPair for groups; keep sees no replication status, fault level, progress, reason, warnings
+// and verification.
+func (c *Controller) EachGroup(ctx context.Context, caller Caller, w Walk, keep, fn func(GroupView) bool) (known bool, err error) {
 	err = c.read(ctx, func(s *snapshot) {
-		known = each(s.groupsOf, s.groups, caller, w, placeOfGroup, func(g store.Group) bool { return fn(c.viewGroup(s, g)) })
+		known = each(s.groupsOf, s.groups, caller, w, w.Groups, placeOfGroup, func(g store.Group) bool {
+			if keep != nil {
+				r := s.records[g.ID]
+				if !keep(GroupView{Group: g, Priority: r.Primary, Status: recordStatus(g, r), Failure: g.Failure, Epoch: r.Epoch, Strict: r.Strict}) {
+					return true
+				}
+			}
+			return fn(c.viewGroup(s, g))
+		})
 	})
 	return known, err
 }
 
-// EachVolume is EachPair for volumes.
-func (c *Controller) EachVolume(ctx context.Context, caller Caller, w Walk, fn func(VolumeView) bool) (known bool, err error) {
+// EachVolume is EachPair for volumes; keep sees no replication status.
+func (c *Controller) EachVolume(ctx context.Context, caller Caller, w Walk, keep, fn func(VolumeView) bool) (known bool, err error) {
 	err = c.read(ctx, func(s *snapshot) {
 		look := c.look(s)
-		known = each(s.volumesOf, s.volumes, caller, w, placeOfVolume, func(v store.Volume) bool { return fn(look.volume(v)) })
+		known = each(s.volumesOf, s.volumes, caller, w, nil, placeOfVolume, func(v store.Volume) bool {
+			view := look.plainVolume(v)
+			if keep != nil && !keep(view) {
+				return true
+			}
+			look.addVolumeStatus(&view)
+			return fn(view)
+		})
 	})
 	return known, err
 }
@@ -165,27 +209,51 @@ func (l *look) group(id lockstep.GroupID) *groupLook {
 	return g
 }
 
-func (l *look) pair(p store.Pair) PairView {
+// plainPair is a pair without what its statuses need.
+func (l *look) plainPair(p store.Pair) PairView {
 	view := PairView{Pair: p, Priority: p.Primary}
-	st := PairStatus{ReplicationStatus: ReplicationInactive, FaultLevel: FaultNone}
-	if g := l.group(p.Group); g != nil {
-		view.Priority = g.record.Primary
+	if r, ok := l.s.records[p.Group]; ok && p.Group != "" {
+		view.Priority = r.Primary
 		view.UpdatedAt = later(p.UpdatedAt, l.s.groups[p.Group].UpdatedAt) // its statuses are the group's
-		if m, ok := g.members[p.ID]; ok {
-			st = memberStatus(m, g.record, g.faults, l.s.sights[p.Group])
-		}
 	}
-	view.ReplicationStatus, view.FaultLevel, view.Progress = st.ReplicationStatus, st.FaultLevel, st.Progress
 	return view
 }
 
-func (l *look) volume(v store.Volume) VolumeView {
-	v.Metadata = maps.Clone(v.Metadata)
-	v.Attachments = slices.Clone(v.Attachments)
+func (l *look) addStatus(view *PairView) {
+	st := PairStatus{ReplicationStatus: ReplicationInactive, FaultLevel: FaultNone}
+	if g := l.group(view.Group); g != nil {
+		if m, ok := g.members[view.ID]; ok {
+			st = memberStatus(m, g.record, g.faults, l.s.sights[view.Group])
+		}
+	}
+	view.ReplicationStatus, view.FaultLevel, view.Progress = st.ReplicationStatus, st.FaultLevel, st.Progress
+}
+
+func (l *look) pair(p store.Pair) PairView {
+	view := l.plainPair(p)
+	l.addStatus(&view)
+	return view
+}
+
+// plainVolume shares what the volume's record points to with the snapshot.
+func (l *look) plainVolume(v store.Volume) VolumeView {
 	view := VolumeView{Volume: v, ReplicationStatus: ReplicationDisabled}
 	if p, ok := l.s.pairs[v.Pair]; ok && v.Pair != "" {
-		pair := l.pair(p)
-		view.ReplicationStatus, view.UpdatedAt = pair.ReplicationStatus, later(v.UpdatedAt, pair.UpdatedAt)
+		view.UpdatedAt = later(v.UpdatedAt, l.plainPair(p).UpdatedAt)
 	}
+	return view
+}
+
+func (l *look) addVolumeStatus(view *VolumeView) {
+	view.Metadata = maps.Clone(view.Metadata)
+	view.Attachments = slices.Clone(view.Attachments)
+	if p, ok := l.s.pairs[view.Pair]; ok && view.Pair != "" {
+		view.ReplicationStatus = l.pair(p).ReplicationStatus
+	}
+}
+
+func (l *look) volume(v store.Volume) VolumeView {
+	view := l.plainVolume(v)
+	l.addVolumeStatus(&view)
 	return view
 }

@@ -44,7 +44,8 @@ func TestDerivedFollowsRecords(t *testing.T) {
 		switch random.IntN(5) {
 		case 0:
 			id := lockstep.PairID(pick("pair", 8))
-			change(store.KeyPair(id), store.Pair{ID: id, Project: project, CreatedAt: at()})
+			group := []lockstep.GroupID{"", lockstep.GroupID(pick("g", 3))}[random.IntN(2)]
+			change(store.KeyPair(id), store.Pair{ID: id, Project: project, CreatedAt: at(), Group: group})
 		case 1:
 			id := lockstep.GroupID(pick("g", 8))
 			change(store.KeyGroup(id), store.Group{ID: id, Project: project, CreatedAt: at()})
@@ -92,6 +93,15 @@ func checkDerived(t *testing.T, s *snapshot) {
 	if !maps.Equal(loads, s.loads) {
 		t.Errorf("loads are %v, want %v", s.loads, loads)
 	}
+	pairs := map[lockstep.GroupID]map[lockstep.PairID]bool{}
+	for id, p := range s.pairs {
+		if p.Group != "" {
+			inner(pairs, p.Group)[id] = true
+		}
+	}
+	if !reflect.DeepEqual(pairs, s.groupsPairs) {
+		t.Errorf("pairs of groups are %v, want %v", s.groupsPairs, pairs)
+	}
 	groups := map[lockstep.NodeID]map[lockstep.GroupID]bool{}
 	for id, r := range s.records {
 		for _, n := range append(r.Nodes(), r.Untold...) {
@@ -131,7 +141,7 @@ func checkListed[K ~string, V any](t *testing.T, what string, l listed, things m
 					rest = rest[i:]
 				}
 				var got, ids []string
-				known := each(l, things, Caller{Project: p}, w, place, func(V) bool { return true })
+				known := each(l, things, Caller{Project: p}, w, nil, place, func(V) bool { return true })
 				l.walk(p, w, after(things, w, place), func(id string) bool {
 					got = append(got, id)
 					return true
@@ -142,7 +152,7 @@ func checkListed[K ~string, V any](t *testing.T, what string, l listed, things m
 				if !known || !slices.Equal(got, ids) {
 					t.Errorf("%s of %s, %+v: %v, want %v (known: %v)", what, p, w, got, ids, known)
 				}
-				if each(l, things, Caller{Project: "another"}, w, place, func(V) bool { t.Error("what is another's is shown"); return false }) != (w.After == "") {
+				if each(l, things, Caller{Project: "another"}, w, nil, place, func(V) bool { t.Error("what is another's is shown"); return false }) != (w.After == "") {
 					t.Errorf("%s: the place of another's thing is known", what)
 				}
 			}
@@ -153,6 +163,68 @@ func checkListed[K ~string, V any](t *testing.T, what string, l listed, things m
 func after[K ~string, V any](things map[K]V, w Walk, place func(V) (lockstep.ProjectID, time.Time)) made {
 	_, at := place(things[K(w.After)])
 	return made{at, w.After}
+}
+
+// Goal: a list of the pairs of a group, or of some groups, has those of the caller only, and all of them; keep
+// is asked first, and what it does not admit is not there.
+func TestListsOfSome(t *testing.T) {
+	s := newStill(t)
+	groups := must[[]GroupView](t)(s.c.ListGroups(s.ctx, caller))
+	pairs := must[[]PairView](t)(s.c.ListPairs(s.ctx, caller))
+	for _, g := range groups {
+		var want, got []lockstep.PairID
+		for _, p := range pairs {
+			if p.Group == g.ID {
+				want = append(want, p.ID)
+			}
+		}
+		some := func(who Caller, keep func(PairView) bool) (got []lockstep.PairID) {
+			var views []PairView
+			_, err := s.c.EachPair(s.ctx, who, Walk{Group: g.ID}, keep, func(p PairView) bool {
+				views = append(views, p)
+				return true
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range views {
+				if full := must[PairView](t)(s.c.GetPair(s.ctx, who, p.ID)); !reflect.DeepEqual(p, full) {
+					t.Errorf("in the list %+v, alone %+v", p, full)
+				}
+				got = append(got, p.ID)
+			}
+			return got
+		}
+		if got = some(caller, nil); !slices.Equal(got, want) {
+			t.Errorf("pairs of %s: %v, want %v", g.ID, got, want)
+		}
+		if got = some(caller, func(p PairView) bool { return p.Group == "" }); got != nil {
+			t.Errorf("pairs of %s that keep does not admit: %v", g.ID, got)
+		}
+		if got = some(Caller{Project: "another"}, nil); got != nil {
+			t.Errorf("another project sees %v", got)
+		}
+		var only []GroupView
+		_, err := s.c.EachGroup(s.ctx, caller, Walk{Groups: []lockstep.GroupID{g.ID, "missing"}}, func(v GroupView) bool {
+			if v.Status != g.Status || v.Priority != g.Priority {
+				t.Errorf("keep sees %+v of %+v", v, g)
+			}
+			return true
+		}, func(v GroupView) bool {
+			only = append(only, v)
+			return true
+		})
+		if err != nil || len(only) != 1 || !reflect.DeepEqual(only[0], g) {
+			t.Errorf("only %s: %+v, error %v", g.ID, only, err)
+		}
+	}
+	_, err := s.c.EachGroup(s.ctx, caller, Walk{Groups: []lockstep.GroupID{}}, nil, func(GroupView) bool {
+		t.Error("none was asked for")
+		return true
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // slowStore is a store whose lists of volumes take a second, and are counted.
@@ -241,7 +313,7 @@ func TestStartingControllerReadsOnce(t *testing.T) {
 		for range 20 {
 			run.Go(func() {
 				seen := 0
-				if _, err := c.EachPair(ctx, Caller{Project: "p1"}, Walk{}, func(PairView) bool { seen++; return true }); err != nil || seen != 1 {
+				if _, err := c.EachPair(ctx, Caller{Project: "p1"}, Walk{}, nil, func(PairView) bool { seen++; return true }); err != nil || seen != 1 {
 					t.Errorf("%d pairs, error %v; want the one that was made before", seen, err)
 				}
 			})

@@ -16,9 +16,9 @@ func (c *Controller) ListVolumes(ctx context.Context, caller Caller) ([]VolumeVi
 	return all(ctx, caller, c.EachVolume)
 }
 
-func all[T any](ctx context.Context, caller Caller, each func(context.Context, Caller, Walk, func(T) bool) (bool, error)) ([]T, error) {
+func all[T any](ctx context.Context, caller Caller, each func(context.Context, Caller, Walk, func(T) bool, func(T) bool) (bool, error)) ([]T, error) {
 	list := []T{}
-	_, err := each(ctx, caller, Walk{}, func(x T) bool {
+	_, err := each(ctx, caller, Walk{}, nil, func(x T) bool {
 		list = append(list, x)
 		return true
 	})

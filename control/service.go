@@ -148,7 +148,7 @@ type Extend struct {
 type Service interface {
 	CreateVolume(ctx context.Context, c Caller, v VolumeCreate) (VolumeView, error)
 	GetVolume(ctx context.Context, c Caller, id lockstep.VolumeID) (VolumeView, error)
-	EachVolume(ctx context.Context, c Caller, w Walk, fn func(VolumeView) bool) (known bool, err error)
+	EachVolume(ctx context.Context, c Caller, w Walk, keep, fn func(VolumeView) bool) (known bool, err error)
 	UpdateVolume(ctx context.Context, c Caller, id lockstep.VolumeID, change func(*store.Volume) error) (VolumeView, error)
 	ExtendVolume(ctx context.Context, c Caller, id lockstep.VolumeID, sizeGiB int64) error
 	DeleteVolume(ctx context.Context, c Caller, id lockstep.VolumeID) error
@@ -159,14 +159,15 @@ type Service interface {
 
 	CreatePair(ctx context.Context, c Caller, p PairCreate) (PairView, error)
 	GetPair(ctx context.Context, c Caller, id lockstep.PairID) (PairView, error)
-	// EachPair calls fn with the caller's pairs in the order of their creation, until it answers false; known
-	// is false if w.After is none of them. fn must neither block nor call the Service.
-	EachPair(ctx context.Context, c Caller, w Walk, fn func(PairView) bool) (known bool, err error)
+	// EachPair calls fn with those of the caller's pairs that keep admits (nil: all), in the order of their
+	// creation, until it answers false; known is false if w.After is none of them. keep sees them without
+	// replication status, fault level and progress. Neither function may block or call the Service.
+	EachPair(ctx context.Context, c Caller, w Walk, keep, fn func(PairView) bool) (known bool, err error)
 	DeletePair(ctx context.Context, c Caller, id lockstep.PairID) error
 
 	CreateGroup(ctx context.Context, c Caller, g GroupCreate) (GroupView, error)
 	GetGroup(ctx context.Context, c Caller, id lockstep.GroupID) (GroupView, error)
-	EachGroup(ctx context.Context, c Caller, w Walk, fn func(GroupView) bool) (known bool, err error)
+	EachGroup(ctx context.Context, c Caller, w Walk, keep, fn func(GroupView) bool) (known bool, err error)
 	UpdateGroup(ctx context.Context, c Caller, id lockstep.GroupID, u GroupUpdate) (GroupView, error)
 	DeleteGroup(ctx context.Context, c Caller, id lockstep.GroupID) error
 	// Act runs a group action; it answers when the transition is recorded (extend: when done;

@@ -175,8 +175,8 @@ func Select(svc control.Service, r *rest.Request) (page []control.VolumeView, ne
 	if err != nil {
 		return nil, "", err
 	}
-	page, more, err := order.Read(p, admit, func(after string, oldest bool, fn func(control.VolumeView) bool) (bool, error) {
-		return svc.EachVolume(r.Context(), r.Caller, control.Walk{After: after, Oldest: oldest}, fn)
+	page, more, err := order.Read(p, admit, func(after string, oldest bool, keep, fn func(control.VolumeView) bool) (bool, error) {
+		return svc.EachVolume(r.Context(), r.Caller, control.Walk{After: after, Oldest: oldest}, keep, fn)
 	})
 	if err != nil {
 		return nil, "", err
@@ -237,7 +237,7 @@ type usage struct{ volumes, gib int64 }
 
 func (a *api) usage(r *rest.Request) (usage, error) {
 	var u usage
-	_, err := a.svc.EachVolume(r.Context(), r.Caller, control.Walk{}, func(v control.VolumeView) bool {
+	_, err := a.svc.EachVolume(r.Context(), r.Caller, control.Walk{}, nil, func(v control.VolumeView) bool {
 		u.volumes++
 		u.gib += v.SizeBytes / lockstep.GiB
 		return true

@@ -187,40 +187,31 @@ var groupOrder = rest.Order[control.GroupView]{
 	},
 }
 
-// keepGroup reads the filters of the list of groups. ofVolume tells the groups with a pair of that
-// volume; it is asked only if the filter is given.
-func keepGroup(q url.Values, ofVolume func(volume string) (map[lockstep.GroupID]bool, error)) (func(control.GroupView) bool, error) {
+// keepGroup reads the filters of the list of groups, except that of the volume.
+func keepGroup(q url.Values) (func(control.GroupView) bool, error) {
 	changed, err := rest.ChangedSince(q)
 	if err != nil {
 		return nil, err
-	}
-	var having map[lockstep.GroupID]bool
-	volume := q.Get("volume_id")
-	if volume != "" {
-		if having, err = ofVolume(volume); err != nil {
-			return nil, err
-		}
 	}
 	name, status, station := q.Get("name"), q.Get("status"), q.Get("priority_station")
 	return func(g control.GroupView) bool {
 		return (name == "" || rest.EqualOpt(g.Name, name)) &&
 			(status == "" || g.Status == status) &&
 			(station == "" || string(g.Priority) == station) &&
-			(volume == "" || having[g.ID]) &&
 			changed(g.CreatedAt, g.UpdatedAt)
 	}, nil
 }
 
-// groupsOf are the groups with a pair of the volume: at most one, as it is in one pair at most.
-func (a *api) groupsOf(r *rest.Request, id lockstep.VolumeID) (map[lockstep.GroupID]bool, error) {
-	out := map[lockstep.GroupID]bool{}
+// groupsOf are the groups with a pair of the volume, not nil: at most one, as it is in one pair at most.
+func (a *api) groupsOf(r *rest.Request, id lockstep.VolumeID) ([]lockstep.GroupID, error) {
+	out := []lockstep.GroupID{}
 	v, err := a.svc.GetVolume(r.Context(), r.Caller, id)
 	if err != nil || v.Pair == "" {
 		return out, ignoreMissing(err)
 	}
 	p, err := a.svc.GetPair(r.Context(), r.Caller, v.Pair)
 	if err == nil && p.Group != "" {
-		out[p.Group] = true
+		out = append(out, p.Group)
 	}
 	return out, ignoreMissing(err)
 }
@@ -240,14 +231,18 @@ func (a *api) listGroups(w http.ResponseWriter, r *rest.Request) error {
 	if err != nil {
 		return err
 	}
-	keep, err := keepGroup(q, func(volume string) (map[lockstep.GroupID]bool, error) {
-		return a.groupsOf(r, lockstep.VolumeID(volume))
-	})
+	keep, err := keepGroup(q)
 	if err != nil {
 		return err
 	}
-	items, _, err := groupOrder.Read(page, keep, func(after string, oldest bool, fn func(control.GroupView) bool) (bool, error) {
-		return a.svc.EachGroup(r.Context(), r.Caller, control.Walk{After: after, Oldest: oldest}, fn)
+	var only []lockstep.GroupID
+	if volume := q.Get("volume_id"); volume != "" {
+		if only, err = a.groupsOf(r, lockstep.VolumeID(volume)); err != nil {
+			return err
+		}
+	}
+	items, _, err := groupOrder.Read(page, keep, func(after string, oldest bool, keep, fn func(control.GroupView) bool) (bool, error) {
+		return a.svc.EachGroup(r.Context(), r.Caller, control.Walk{After: after, Oldest: oldest, Groups: only}, keep, fn)
 	})
 	if err != nil {
 		return err

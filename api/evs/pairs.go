@@ -181,8 +181,9 @@ func (a *api) listPairs(w http.ResponseWriter, r *rest.Request) error {
 	if err != nil {
 		return err
 	}
-	items, _, err := pairOrder.Read(page, keep, func(after string, oldest bool, fn func(control.PairView) bool) (bool, error) {
-		return a.svc.EachPair(r.Context(), r.Caller, control.Walk{After: after, Oldest: oldest}, fn)
+	items, _, err := pairOrder.Read(page, keep, func(after string, oldest bool, keep, fn func(control.PairView) bool) (bool, error) {
+		w := control.Walk{After: after, Oldest: oldest, Group: lockstep.GroupID(q.Get("replication_consistency_group_id"))}
+		return a.svc.EachPair(r.Context(), r.Caller, w, keep, fn)
 	})
 	if err != nil {
 		return err

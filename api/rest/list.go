@@ -89,10 +89,10 @@ func (o Order[T]) keyNames() string {
 }
 
 // compare is a total order: by the key, then by id, both in the direction asked for.
-func (o Order[T]) compare(p Page, a, b T) int {
-	c := o.Keys[p.SortKey](a, b)
+func (o Order[T]) compare(p Page, a, b *T) int {
+	c := o.Keys[p.SortKey](*a, *b)
 	if c == 0 {
-		c = cmp.Compare(o.ID(a), o.ID(b))
+		c = cmp.Compare(o.ID(*a), o.ID(*b))
 	}
 	if p.Desc {
 		return -c
@@ -105,21 +105,21 @@ func (o Order[T]) compare(p Page, a, b T) int {
 // matching the filter; a marker that is no item's id is an error. items is not changed.
 func (o Order[T]) Select(items []T, p Page, keep func(T) bool) (page []T, more bool, err error) {
 	var marker *T
-	out := make([]T, 0, len(items))
+	out := make([]*T, 0, len(items)) // items are large
 	for i := range items {
 		if p.Marker != "" && o.ID(items[i]) == p.Marker {
 			marker = &items[i]
 		}
 		if keep(items[i]) {
-			out = append(out, items[i])
+			out = append(out, &items[i])
 		}
 	}
 	if p.Marker != "" && marker == nil {
 		return nil, false, o.noMarker(p)
 	}
-	slices.SortFunc(out, func(a, b T) int { return o.compare(p, a, b) })
+	slices.SortFunc(out, func(a, b *T) int { return o.compare(p, a, b) })
 	if marker != nil {
-		i, found := slices.BinarySearchFunc(out, *marker, func(a, b T) int { return o.compare(p, a, b) })
+		i, found := slices.BinarySearchFunc(out, marker, func(a, b *T) int { return o.compare(p, a, b) })
 		if found {
 			i++
 		}
@@ -127,17 +127,21 @@ func (o Order[T]) Select(items []T, p Page, keep func(T) bool) (page []T, more b
 	}
 	out = out[min(p.Offset, len(out)):]
 	n := min(p.Limit, len(out))
-	return out[:n:n], n < len(out), nil
+	for _, x := range out[:n] {
+		page = append(page, *x)
+	}
+	return page, n < len(out), nil
 }
 
 // Read is the page of those items of a list that keep admits; more says that others follow. each runs through
-// the list by the time of creation, from after the item with that id ("": from the beginning), until fn answers
-// false; known is false if there is no such item, which is an error as in Select. In the default order a page
-// costs what is before its end; in any other all of the list is read and sorted.
-func (o Order[T]) Read(p Page, keep func(T) bool, each func(after string, oldest bool, fn func(T) bool) (known bool, err error)) (page []T, more bool, err error) {
+// those that keep admits by the time of creation, from after the item with that id ("": from the beginning),
+// until fn answers false; known is false if there is no such item, which is an error as in Select. In the
+// default order a page costs what is before its end; in any other all of the list is read and sorted.
+func (o Order[T]) Read(p Page, keep func(T) bool, each func(after string, oldest bool, keep, fn func(T) bool) (known bool, err error)) (page []T, more bool, err error) {
 	if p.SortKey != byCreation {
 		var all []T
-		_, err := each("", true, func(x T) bool {
+		orMarker := func(x T) bool { return keep(x) || p.Marker != "" && o.ID(x) == p.Marker }
+		_, err := each("", true, orMarker, func(x T) bool {
 			all = append(all, x)
 			return true
 		})
@@ -147,9 +151,8 @@ func (o Order[T]) Read(p Page, keep func(T) bool, each func(after string, oldest
 		return o.Select(all, p, keep)
 	}
 	skip := p.Offset
-	known, err := each(p.Marker, !p.Desc, func(x T) bool {
+	known, err := each(p.Marker, !p.Desc, keep, func(x T) bool {
 		switch {
-		case !keep(x):
 		case skip > 0:
 			skip--
 		case len(page) == p.Limit:

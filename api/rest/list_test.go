@@ -122,7 +122,7 @@ func TestMarkerOutsideTheFilter(t *testing.T) {
 		}
 		var want []item
 		for _, it := range whole(items, p) {
-			if itemOrder.compare(p, it, marker) > 0 {
+			if itemOrder.compare(p, &it, &marker) > 0 {
 				want = append(want, it)
 			}
 		}
@@ -286,7 +286,7 @@ func TestReadIsSelect(t *testing.T) {
 		},
 	}
 	looked := 0
-	each := func(after string, oldest bool, fn func(item) bool) (bool, error) {
+	each := func(after string, oldest bool, keep, fn func(item) bool) (bool, error) {
 		list := slices.SortedFunc(slices.Values(all), byTime)
 		if !oldest {
 			slices.Reverse(list)
@@ -299,7 +299,7 @@ func TestReadIsSelect(t *testing.T) {
 			list = list[i+1:]
 		}
 		for _, x := range list {
-			if looked++; !fn(x) {
+			if looked++; keep(x) && !fn(x) {
 				break
 			}
 		}
