@@ -54,7 +54,7 @@ func spreadOf(v []float64) spread {
 
 const (
 	failoverCallers = 32
-	tryDiskEvery    = 50 * time.Millisecond
+	tryDiskEvery    = 200 * time.Millisecond // more often would take much of the processor from what is measured
 	failoverWait    = 5 * time.Minute
 )
 
