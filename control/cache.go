@@ -252,6 +252,7 @@ type cache struct {
 	rev     int64        // every change up to it is in snap
 	moved   chan struct{}
 	changed func(subject) // set while a driver listens; must not block
+	listed  func(subject) // likewise, for what was there and did not change
 
 	whole whole
 }
@@ -290,12 +291,12 @@ func (k *cache) followOnce(ctx context.Context, c *Controller) error {
 	k.mu.Lock()
 	k.snap, k.rev = snap, from
 	k.bump()
-	changed := k.changed
+	listed := k.listed
 	k.mu.Unlock()
 	k.whole.leave()                             // who waited for its turn finds this
 	batches := c.cfg.Store.Watch(ctx, "", from) // before the work with all there is
-	if changed != nil {
-		snap.each(changed)
+	if listed != nil {
+		snap.each(listed)
 	}
 	var looks sync.WaitGroup
 	defer looks.Wait()
@@ -352,24 +353,33 @@ func (k *cache) drop() {
 	k.mu.Unlock()
 }
 
-// listen makes fn hear of every change, beginning with everything there is; nil ends it.
-func (k *cache) listen(fn func(subject)) {
+// listen makes changed hear of every change, and listed of everything there is, now and whenever that is read
+// anew; nil ends it.
+func (k *cache) listen(changed, listed func(subject)) {
 	k.mu.Lock()
-	k.changed = fn
+	k.changed, k.listed = changed, listed
 	snap := k.snap
-	if snap != nil && fn != nil {
-		snap.each(fn)
+	if snap != nil && listed != nil {
+		snap.each(listed)
 	}
 	k.mu.Unlock()
 }
 
-// each names every subject the driver may have work with.
+// each names every subject the driver may have work with. Of volumes and pairs, which are most of what there is,
+// these are few.
 func (s *snapshot) each(fn func(subject)) {
-	for v := range s.volumes {
-		fn(subject{kindVolume, string(v)})
+	for v, volume := range s.volumes {
+		if s.volumePending(v) {
+			fn(subject{kindVolume, string(v)})
+		}
+		if g := volume.Access.Group; g != "" {
+			fn(subject{kindGroup, string(g)})
+		}
 	}
 	for p := range s.pairs {
-		fn(subject{kindPair, string(p)})
+		if s.pairPending(p) {
+			fn(subject{kindPair, string(p)})
+		}
 	}
 	for g := range s.groups {
 		fn(subject{kindGroup, string(g)})

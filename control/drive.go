@@ -53,8 +53,8 @@ func newDriver(c *Controller, fence []store.Cmp) *driver {
 func (d *driver) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d.c.cache.listen(d.queue.add)
-	defer d.c.cache.listen(nil)
+	d.c.cache.listen(d.queue.add, d.queue.addLast)
+	defer d.c.cache.listen(nil, nil)
 	var wg sync.WaitGroup
 	for range driveWorkers {
 		wg.Go(func() {
@@ -396,11 +396,8 @@ func (d *driver) driveVolume(ctx context.Context, id lockstep.VolumeID) error {
 	pending := false
 	var group lockstep.GroupID
 	d.c.peekCache(func(s *snapshot) {
-		v, found := s.volumes[id]
-		group = v.Access.Group
-		o, reported := s.observed[id]
-		_, changed := settleVolume(v, o)
-		pending = reported && (!found && o.State == observedAbsent || found && (changed || gone(v, o)))
+		group = s.volumes[id].Access.Group
+		pending = s.volumePending(id)
 	})
 	if group != "" {
 		d.queue.add(subject{kindGroup, string(group)}) // an extend may be waiting for the size
@@ -438,13 +435,26 @@ func (d *driver) driveVolume(ctx context.Context, id lockstep.VolumeID) error {
 	})
 }
 
+// volumePending: the node's report is not in the volume's status yet.
+func (s *snapshot) volumePending(id lockstep.VolumeID) bool {
+	v, found := s.volumes[id]
+	o, reported := s.observed[id]
+	_, changed := settleVolume(v, o)
+	return reported && (!found && o.State == observedAbsent || found && (changed || gone(v, o)))
+}
+
+// pairPending: its creation or deletion is to be ended.
+func (s *snapshot) pairPending(id lockstep.PairID) bool {
+	p := s.pairs[id]
+	return p.Status == StatusCreating || p.Status == StatusDeleting
+}
+
 // drivePair ends the creation and the deletion of a pair; both were validated and applied to the
 // volumes by the transaction that began them.
 func (d *driver) drivePair(ctx context.Context, id lockstep.PairID) error {
 	pending := false
 	d.c.peekCache(func(s *snapshot) {
-		p := s.pairs[id]
-		pending = p.Status == StatusCreating || p.Status == StatusDeleting
+		pending = s.pairPending(id)
 	})
 	if !pending {
 		return nil

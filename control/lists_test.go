@@ -2,16 +2,17 @@ package control
 
 import "context"
 
-// ListPairs, ListGroups and ListVolumes are whole lists, newest first.
-
+// ListPairs is the whole list, newest first.
 func (c *Controller) ListPairs(ctx context.Context, caller Caller) ([]PairView, error) {
 	return all(ctx, caller, c.EachPair)
 }
 
+// ListGroups is the whole list, newest first.
 func (c *Controller) ListGroups(ctx context.Context, caller Caller) ([]GroupView, error) {
 	return all(ctx, caller, c.EachGroup)
 }
 
+// ListVolumes is the whole list, newest first.
 func (c *Controller) ListVolumes(ctx context.Context, caller Caller) ([]VolumeView, error) {
 	return all(ctx, caller, c.EachVolume)
 }

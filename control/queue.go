@@ -14,6 +14,9 @@ type queue struct {
 	mu      sync.Mutex // guards all below
 	waiting []subject
 	queued  map[subject]bool // in waiting
+	last    []subject        // that wait for others, those that were taken before included
+	idle    map[subject]bool // in last, and not taken
+	taken   int
 	working map[subject]bool
 	again   map[subject]bool
 	later   timers
@@ -23,7 +26,7 @@ type queue struct {
 
 func newQueue() *queue {
 	return &queue{
-		queued: map[subject]bool{}, working: map[subject]bool{}, again: map[subject]bool{},
+		queued: map[subject]bool{}, idle: map[subject]bool{}, working: map[subject]bool{}, again: map[subject]bool{},
 		due:  map[subject]time.Time{},
 		wake: make(chan struct{}, 1),
 	}
@@ -55,7 +58,23 @@ func (q *queue) add(sub subject) {
 	q.nudge()
 }
 
+// addLast asks for work on a subject when there is little other work: what has just changed must not wait for
+// everything that is there when a leader begins.
+func (q *queue) addLast(sub subject) {
+	q.mu.Lock()
+	switch {
+	case q.working[sub]:
+		q.again[sub] = true
+	case !q.queued[sub] && !q.idle[sub]:
+		q.idle[sub] = true
+		q.last = append(q.last, sub)
+	}
+	q.mu.Unlock()
+	q.nudge()
+}
+
 func (q *queue) addLocked(sub subject) {
+	delete(q.idle, sub)
 	switch {
 	case q.working[sub]:
 		q.again[sub] = true
@@ -88,12 +107,8 @@ func (q *queue) next(ctx context.Context) (subject, bool) {
 		if len(q.later) > 0 {
 			wait = q.later[0].at.Sub(now)
 		}
-		if len(q.waiting) > 0 {
-			sub := q.waiting[0]
-			q.waiting = q.waiting[1:]
-			delete(q.queued, sub)
-			q.working[sub] = true
-			more := len(q.waiting)+len(q.later) > 0 // somebody else must look at them
+		if sub, ok := q.take(); ok {
+			more := len(q.waiting)+len(q.last)+len(q.later) > 0 // somebody else must look at them
 			q.mu.Unlock()
 			if more {
 				q.nudge()
@@ -112,6 +127,28 @@ func (q *queue) next(ctx context.Context) (subject, bool) {
 		}
 		t.Stop()
 	}
+}
+
+// lastEvery is how often the turn is that of what waits last, even if there is other work.
+const lastEvery = 8
+
+// take gives the first that waits, and makes it one that is worked on; q.mu is held.
+func (q *queue) take() (sub subject, ok bool) {
+	q.taken++
+	for !ok && len(q.waiting)+len(q.last) > 0 {
+		if len(q.waiting) > 0 && (len(q.last) == 0 || q.taken%lastEvery > 0) {
+			sub, q.waiting, ok = q.waiting[0], q.waiting[1:], true
+			delete(q.queued, sub)
+			continue
+		}
+		sub, q.last = q.last[0], q.last[1:]
+		ok = q.idle[sub] // else it was asked for again, and taken from waiting
+		delete(q.idle, sub)
+	}
+	if ok {
+		q.working[sub] = true
+	}
+	return sub, ok
 }
 
 // done ends the work on a subject; after > 0 asks for it again then.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -66,4 +67,57 @@ func TestQueue(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// Goal: what was there when a leader began waits for what changes, is worked on once, and is not lost where it
+// changes meanwhile or is worked on.
+func TestQueueLast(t *testing.T) {
+	q := newQueue()
+	sub := func(i int) subject { return subject{kindGroup, string(rune('a' + i))} }
+	for i := range 4 {
+		q.addLast(sub(i))
+		q.addLast(sub(i))
+	}
+	q.add(sub(9))
+	q.add(sub(2)) // it waits no longer
+	var order []subject
+	for range 5 {
+		got, ok := q.next(t.Context())
+		if !ok {
+			t.Fatal("no subject")
+		}
+		order = append(order, got)
+	}
+	if want := []subject{sub(9), sub(2), sub(0), sub(1), sub(3)}; !slices.Equal(order, want) {
+		t.Fatalf("the order was %v, want %v", order, want)
+	}
+	q.addLast(sub(0)) // while it is worked on
+	for _, s := range order {
+		q.done(s, 0)
+	}
+	if got, _ := q.next(t.Context()); got != sub(0) {
+		t.Fatalf("%v came, want %v once more", got, sub(0))
+	}
+	q.done(sub(0), 0)
+	q.addLast(sub(0))
+	for i := 0; ; i++ { // with other work at all times
+		q.add(sub(1))
+		got, _ := q.next(t.Context())
+		q.done(got, 0)
+		if got == sub(0) {
+			break
+		}
+		if i > 2*lastEvery {
+			t.Fatal("what waits last is never worked on")
+		}
+	}
+	if got, _ := q.next(t.Context()); got != sub(1) {
+		t.Fatalf("%v came, want %v", got, sub(1))
+	}
+	q.done(sub(1), 0)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if left := len(q.waiting) + len(q.last) + len(q.idle) + len(q.queued) + len(q.working) + len(q.again); left != 0 {
+		t.Fatalf("%d things are left in the queue", left)
+	}
 }

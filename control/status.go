@@ -238,26 +238,8 @@ func replication(r protocol.Record, f faults) (status, fault string) {
 	return ReplicationInactive, FaultLink
 }
 
-// DerivePair gives a pair's replication statuses; r is nil for a pair in no group. Unlike its
+// memberStatus gives the statuses of a group's member; f is what is wrong around its record. Unlike its
 // group's, a pair's status after a stop comes from its dirty map.
-func DerivePair(p store.Pair, r *protocol.Record, seen map[lockstep.NodeID]Sight, alive map[lockstep.NodeID]bool, now time.Time) PairStatus {
-	none := PairStatus{ReplicationStatus: ReplicationInactive, FaultLevel: FaultNone}
-	if r == nil {
-		return none
-	}
-	var member *protocol.Member
-	for i := range r.Members {
-		if r.Members[i].Pair == p.ID {
-			member = &r.Members[i]
-		}
-	}
-	if member == nil {
-		return none
-	}
-	return memberStatus(*member, *r, inspect(*r, seen, alive, now), seen)
-}
-
-// memberStatus gives the statuses of a group's member; f is what is wrong around its record.
 func memberStatus(member protocol.Member, r protocol.Record, f faults, seen map[lockstep.NodeID]Sight) PairStatus {
 	s := PairStatus{}
 	s.ReplicationStatus, s.FaultLevel = replication(r, f)

@@ -316,3 +316,21 @@ func TestEveryRecordHasADocumentedStatus(t *testing.T) {
 		t.Fatalf("looked at %d records", count)
 	}
 }
+
+// DerivePair gives the replication statuses of one pair; r is nil for a pair in no group.
+func DerivePair(p store.Pair, r *protocol.Record, seen map[lockstep.NodeID]Sight, alive map[lockstep.NodeID]bool, now time.Time) PairStatus {
+	none := PairStatus{ReplicationStatus: ReplicationInactive, FaultLevel: FaultNone}
+	if r == nil {
+		return none
+	}
+	var member *protocol.Member
+	for i := range r.Members {
+		if r.Members[i].Pair == p.ID {
+			member = &r.Members[i]
+		}
+	}
+	if member == nil {
+		return none
+	}
+	return memberStatus(*member, *r, inspect(*r, seen, alive, now), seen)
+}
