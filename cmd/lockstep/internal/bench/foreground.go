@@ -36,13 +36,6 @@ func foregrounds(ctx context.Context, o options, r *report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove()) }()
-	sv, err := d.served(ctx, k)
-	if err != nil {
-		return err
-	}
-	if err := fillThrough(ctx, sv.uri, s.size()); err != nil {
-		return err
-	}
 	for round := 1; round <= o.rounds; round++ {
 		for _, w := range foregroundJobs(o) {
 			x, err := d.foreground(ctx, k, w)

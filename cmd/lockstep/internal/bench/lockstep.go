@@ -182,14 +182,20 @@ func (d *deployment) inSync(ctx context.Context, k disk) error {
 	})
 }
 
-// newProtected starts a deployment with one disk that is in sync, and which a load may use.
+// newProtected starts a deployment with one disk that is in sync, and which was written once, as its user would.
 func newProtected(ctx context.Context, s *site, name string, sizeGiB int64) (d *deployment, k disk, err error) {
 	if d, err = newDeployment(ctx, s, name); err != nil {
 		return nil, k, err
 	}
-	k, err = d.volumes(ctx, sizeGiB, func(_ int, path string) error { return fill(path, sizeGiB<<30) })
-	if err == nil {
+	if k, err = d.volumes(ctx, sizeGiB, nil); err == nil {
 		err = d.protect(ctx, &k)
+	}
+	var uri string
+	if err == nil {
+		uri, err = d.c.ConnectionURI(ctx, k.volume[0])
+	}
+	if err == nil {
+		err = fillThrough(ctx, uri, sizeGiB<<30)
 	}
 	if err != nil {
 		return nil, k, errors.Join(err, d.remove())
