@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
@@ -66,8 +64,8 @@ type Group struct {
 
 	in     inbox // the secondary's side
 	verify verifier
-	limit  *rate.Limiter // of its synchronizations on this node, beside the node's
-	synced meter         // what they get done
+	limit  *limit // of its synchronizations on this node, beside the node's
+	synced meter  // what they get done
 	// pointNeeds is the room that the recovery point of the newest announced copying epoch may need.
 	pointNeeds atomic.Int64
 

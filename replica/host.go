@@ -221,7 +221,7 @@ func (h *Host) startGroup(id lockstep.GroupID, saved protocol.Saved) *Group {
 		return g
 	}
 	g := newGroup(h, id, saved)
-	setLimit(g.limit, h.limits[id])
+	g.limit.set(h.limits[id])
 	h.groups[id] = g
 	h.mu.Unlock()
 	g.bindVolumes(saved.Record)

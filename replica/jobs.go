@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/block"
@@ -329,8 +328,8 @@ func (v *Volume) resyncPaced(ctx context.Context, l *link, epoch lockstep.Epoch,
 			piece.Len = min(e.Len, politeBytes)
 		}
 		if n := v.todoBytes(piece); n > 0 && !(empty && v.isHole(piece.Off, piece.Len)) {
-			for _, limit := range []*rate.Limiter{l.group.limit, p.limit} {
-				if err := limit.WaitN(ctx, n); err != nil {
+			for _, limit := range []*limit{l.group.limit, p.limit} {
+				if err := limit.wait(ctx, n); err != nil {
 					return err
 				}
 			}

@@ -24,7 +24,7 @@ const (
 // pace holds a node's synchronizations to its limit, and makes them step back while clients write. What
 // clients wait for, repairs and what is taken back, does not go through it.
 type pace struct {
-	limit *rate.Limiter
+	limit *limit
 	wrote atomic.Int64  // the clock at the last client's write that was sent
 	turn  chan struct{} // capacity 1: whose range is under way while clients write
 	now   func() time.Duration
@@ -34,20 +34,57 @@ func (p *pace) init(now func() time.Duration, bytesPerSecond int64) {
 	p.limit, p.turn, p.now = newLimit(bytesPerSecond), make(chan struct{}, 1), now
 }
 
-// newLimit makes a limit for ranges; see setLimit.
-func newLimit(bytesPerSecond int64) *rate.Limiter {
-	l := rate.NewLimiter(rate.Inf, compareBytes)
-	setLimit(l, bytesPerSecond)
+// limit is a number of bytes per second that holds as soon as it is set, for those who wait already, too.
+type limit struct {
+	mu      sync.Mutex
+	bytes   *rate.Limiter
+	changed chan struct{} // closed and renewed by set
+}
+
+// newLimit makes a limit for ranges; see set.
+func newLimit(bytesPerSecond int64) *limit {
+	l := &limit{bytes: rate.NewLimiter(rate.Inf, compareBytes), changed: make(chan struct{})}
+	l.set(bytesPerSecond)
 	return l
 }
 
-// setLimit sets bytes per second; 0: none.
-func setLimit(l *rate.Limiter, bytesPerSecond int64) {
-	if bytesPerSecond <= 0 {
-		l.SetLimit(rate.Inf)
-		return
+// set sets bytes per second; 0: none.
+func (l *limit) set(bytesPerSecond int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := rate.Inf
+	if bytesPerSecond > 0 {
+		r = rate.Limit(bytesPerSecond)
 	}
-	l.SetLimit(rate.Limit(bytesPerSecond))
+	l.bytes.SetLimit(r)
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// wait waits until n bytes, at most compareBytes, may go.
+func (l *limit) wait(ctx context.Context, n int) error {
+	for {
+		l.mu.Lock()
+		mine, changed := l.bytes.ReserveN(time.Now(), n), l.changed
+		l.mu.Unlock()
+		delay := mine.Delay()
+		if delay == 0 {
+			return ctx.Err()
+		}
+		due := time.NewTimer(delay)
+		select {
+		case <-due.C:
+			return nil
+		case <-changed:
+			mine.Cancel()
+		case <-ctx.Done():
+			mine.Cancel()
+		}
+		due.Stop()
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
 }
 
 // polite tells whether clients write now.
@@ -79,8 +116,8 @@ func (p *pace) take(ctx context.Context, f func() error) error {
 }
 
 // SetResyncLimit bounds what all synchronizations that this node is the primary of read and send in a
-// second, together; 0: as fast as they can. It holds for ranges of at most 1 MiB that are begun from now on.
-func (h *Host) SetResyncLimit(bytesPerSecond int64) { setLimit(h.pace.limit, bytesPerSecond) }
+// second, together, from now on; 0: as fast as they can.
+func (h *Host) SetResyncLimit(bytesPerSecond int64) { h.pace.limit.set(bytesPerSecond) }
 
 // SetGroupResyncLimit is SetResyncLimit for one group, beside the node's. It may come before the group is
 // known here, and is forgotten with the process.
@@ -93,7 +130,7 @@ func (h *Host) SetGroupResyncLimit(id lockstep.GroupID, bytesPerSecond int64) {
 		h.limits[id] = bytesPerSecond
 	}
 	if g := h.groups[id]; g != nil {
-		setLimit(g.limit, bytesPerSecond)
+		g.limit.set(bytesPerSecond)
 	}
 }
 

@@ -3,6 +3,7 @@ package replica
 import (
 	"bytes"
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -46,6 +47,46 @@ func TestLimitsHoldAtOnce(t *testing.T) {
 				t.Error("it had ended before the limit went")
 			}
 		})
+	}
+}
+
+// Goal: who waits under a low limit goes on as soon as that is raised, all of them, and ends with its context.
+func TestLimitWakesWhoWaits(t *testing.T) {
+	l := newLimit(1 << 20)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 64)
+	for range cap(ended) {
+		go func() { ended <- l.wait(ctx, compareBytes) }()
+	}
+	time.Sleep(100 * time.Millisecond)
+	if n := len(ended); n > 1 {
+		t.Fatalf("%d MiB went at once at 1 MiB/s", n)
+	}
+	l.set(0)
+	deadline := time.After(5 * time.Second)
+	for range cap(ended) {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-deadline:
+			t.Fatal("it waits on under a limit that is gone")
+		}
+	}
+	l = newLimit(1)
+	if err := l.wait(ctx, compareBytes); err != nil { // what a new limit has at once
+		t.Fatal(err)
+	}
+	go func() { ended <- l.wait(ctx, compareBytes) }()
+	cancel()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("it ended with %v", err)
+		}
+	case <-time.After(2 * time.Second):
+		t.Fatal("it waits on after its context has ended")
 	}
 }
 
@@ -127,7 +168,7 @@ func TestMeter(t *testing.T) {
 func TestLimitBeforeTheGroup(t *testing.T) {
 	h := newPair(t).a
 	h.SetGroupResyncLimit("later", 5<<20)
-	if got := h.startGroup("later", protocol.Saved{}).limit.Limit(); got != 5<<20 {
+	if got := h.startGroup("later", protocol.Saved{}).limit.bytes.Limit(); got != 5<<20 {
 		t.Errorf("limit %v", got)
 	}
 	h.SetGroupResyncLimit("later", 0)
