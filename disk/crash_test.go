@@ -303,7 +303,7 @@ func (l *life) clearIntent() error {
 			delete(l.marked, r)
 		}
 	}
-	return l.v.ClearIntent(snap, gen)
+	return l.v.ClearIntent(snap, gen, 0)
 }
 
 func (l *life) clearMaps() error {

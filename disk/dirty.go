@@ -13,6 +13,9 @@ import (
 type dirtyMap struct {
 	bits  *bitmap.Atomic
 	count atomic.Int64 // bits set
+	// hasIntent: every difference that the write-intent log stands for is in bits. In the modes after that, each
+	// write sets its bits itself.
+	hasIntent atomic.Bool
 
 	// mu guards slots and buf and orders the writes of pages: an older image must not overwrite a
 	// newer one. It is therefore held over the write of a page, and over the sync of a durable
@@ -153,9 +156,15 @@ func (v *Volume) AddDirty(exts []lockstep.Extent) error {
 	return v.syncDirty()
 }
 
-// DirtyFromIntent makes every chunk in a marked region dirty, durably. It restores what MarkDirty
-// wrote without a sync and a reboot may have lost.
-func (v *Volume) DirtyFromIntent() error { return v.AddDirty(v.Intent()) }
+// DirtyFromIntent makes every chunk in a doubtful region dirty, durably. In a new life that restores what
+// MarkDirty wrote without a sync and a reboot may have lost.
+func (v *Volume) DirtyFromIntent() error {
+	if err := v.AddDirty(v.Doubtful()); err != nil {
+		return err
+	}
+	v.dirty.hasIntent.Store(true)
+	return nil
+}
 
 // Dirty returns a copy of the dirty map, one bit per chunk.
 func (v *Volume) Dirty() *bitmap.Bitmap { return v.dirty.bits.Snapshot() }
@@ -181,6 +190,7 @@ func (v *Volume) ClearDirty() error {
 	d := &v.dirty
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.hasIntent.Store(false)
 	var had []int
 	var words [wordsPerPage]uint64
 	for page := range d.slots {

@@ -38,13 +38,16 @@ type intentLog struct {
 	gen     atomic.Uint32 // current generation; grows at each snapshot
 	count   atomic.Int64  // bits in want
 
-	commit  sharedRun // writes the changed pages; its mu guards all below
-	want    *bitmap.Bitmap
-	slots   []slotState
-	changed map[int]struct{}       // pages of want to be written by the next commit
-	batch   [][2]int               // ranges to become hot with the next commit
-	streams [streams]atomic.Uint64 // of type stream, a ring; written under mu
-	oldest  int                    // the next of them to be given up
+	commit sharedRun // writes the changed pages; its mu guards all below
+	want   *bitmap.Bitmap
+	// confirmed is, per region, the snapshot after which both sides synced all that had been written to it;
+	// 0: none in this life. If it was not touched later, its mark is only kept for the next write.
+	confirmed []uint32
+	slots     []slotState
+	changed   map[int]struct{}       // pages of want to be written by the next commit
+	batch     [][2]int               // ranges to become hot with the next commit
+	streams   [streams]atomic.Uint64 // of type stream, a ring; written under mu
+	oldest    int                    // the next of them to be given up
 }
 
 // generations is a growable table of atomic counters; its segments never move.
@@ -74,6 +77,7 @@ func (w *intentLog) init(regions int) {
 	w.hot = bitmap.NewAtomic(regions)
 	w.want = bitmap.New(regions)
 	w.touched.grow(regions)
+	w.confirmed = make([]uint32, regions)
 	w.gen.Store(1)
 	w.changed = map[int]struct{}{}
 }
@@ -84,6 +88,7 @@ func (w *intentLog) grow(regions, pages int) {
 	w.want.Grow(regions)
 	w.hot.Grow(regions)
 	w.touched.grow(regions)
+	w.confirmed = append(w.confirmed, make([]uint32, max(0, regions-len(w.confirmed)))...)
 	for len(w.slots) < pages {
 		w.slots = append(w.slots, freshSlot)
 	}
@@ -314,6 +319,27 @@ func (v *Volume) Intent() []lockstep.Extent {
 	return regionExtents(w.want, v.size.Load())
 }
 
+// Doubtful returns the ranges in which the other side may differ and that the dirty map does not name: Intent
+// without what ClearIntent confirmed and nobody wrote to since; nothing after a DirtyFromIntent, until the dirty
+// map is cleared. Of an earlier life nothing is confirmed.
+func (v *Volume) Doubtful() []lockstep.Extent {
+	if v.dirty.hasIntent.Load() {
+		return nil
+	}
+	w := &v.intent
+	w.commit.mu.Lock()
+	defer w.commit.mu.Unlock()
+	b := bitmap.New(w.want.Len())
+	for lo, hi := range w.want.Ranges() {
+		for r := lo; r < hi; r++ {
+			if c := w.confirmed[r]; c == 0 || w.touched.at(r).Load() > c {
+				b.Set(r)
+			}
+		}
+	}
+	return regionExtents(b, v.size.Load())
+}
+
 // IntentBytes is how many bytes the marked regions cover; the last region counts whole.
 func (v *Volume) IntentBytes() int64 { return v.intent.count.Load() * lockstep.RegionBytes }
 
@@ -360,9 +386,10 @@ func (v *Volume) IntentSnapshot() (exts []lockstep.Extent, gen uint64) {
 	return regionExtents(w.hot.Snapshot(), v.size.Load()), uint64(g)
 }
 
-// ClearIntent removes the marks of the regions that lie wholly in exts and in which MarkIntent has
-// not been called since IntentSnapshot gave gen. It is durable when it returns.
-func (v *Volume) ClearIntent(exts []lockstep.Extent, gen uint64) error {
+// ClearIntent confirms the regions that lie wholly in exts and in which MarkIntent has not been called since
+// IntentSnapshot gave gen: both sides have them, durably. Those in which it was not called for keep snapshots
+// before that one either lose their mark. It is durable when it returns.
+func (v *Volume) ClearIntent(exts []lockstep.Extent, gen, keep uint64) error {
 	for _, e := range exts {
 		if err := v.check(e.Off, e.Len); err != nil {
 			return err
@@ -379,27 +406,29 @@ func (v *Volume) ClearIntent(exts []lockstep.Extent, gen uint64) error {
 		}
 		for r := lo; r < hi; r++ {
 			if w.want.Get(r) && w.hot.Get(r) {
-				w.clear(r, gen)
+				w.clear(r, gen, keep)
 			}
 		}
 	}
 	return w.commit.doLocked(w.commit.begun+1, v.commitIntent)
 }
 
-// clear takes the mark of r away unless it has been touched after gen. The mark leaves hot before
-// touched is looked at: a MarkIntent that still saw it hot has touched it before, and is seen here.
-// No page is built in between, for the lock is held.
-func (w *intentLog) clear(r int, gen uint64) {
+// clear takes the mark of r away unless it has been touched after gen-keep. Touched after gen, it stays doubtful.
+// The mark leaves hot before touched is looked at: a MarkIntent that still saw it hot has touched it before, and
+// is seen here. No page is built in between, for the lock is held.
+func (w *intentLog) clear(r int, gen, keep uint64) {
 	w.hot.Clear(r)
-	if uint64(w.touched.at(r).Load()) > gen {
-		w.hot.Set(r)
+	if uint64(w.touched.at(r).Load()) <= gen-min(keep, gen) {
+		w.forget(r)
 		return
 	}
-	w.forget(r)
+	w.hot.Set(r)
+	w.confirmed[r] = uint32(gen)
 }
 
 func (w *intentLog) forget(r int) {
 	w.hot.Clear(r)
+	w.confirmed[r] = 0
 	if w.want.Clear(r) {
 		w.count.Add(-1)
 		w.changed[r/bitsPerPage] = struct{}{}

@@ -96,7 +96,7 @@ func TestClearIntentKeepsTouched(t *testing.T) {
 		t.Fatalf("snapshot %v", snap)
 	}
 	must(t, v.MarkIntent(5*mib, 1)) // hot, yet it must protect its region
-	must(t, v.ClearIntent(snap, gen))
+	must(t, v.ClearIntent(snap, gen, 0))
 	want := exts(ext(4*mib, 4*mib))
 	if got := v.Intent(); !slices.Equal(got, want) || v.IntentBytes() != 4*mib {
 		t.Fatalf("after the first clear: %v", got)
@@ -106,11 +106,11 @@ func TestClearIntentKeepsTouched(t *testing.T) {
 		t.Fatalf("after a restart: %v", got)
 	}
 	snap, gen = v.IntentSnapshot()
-	must(t, v.ClearIntent(exts(ext(4*mib, mib)), gen)) // covers no region wholly
+	must(t, v.ClearIntent(exts(ext(4*mib, mib)), gen, 0)) // covers no region wholly
 	if len(v.Intent()) != 1 {
 		t.Fatal("a region was cleared for a part of it")
 	}
-	must(t, v.ClearIntent(snap, gen))
+	must(t, v.ClearIntent(snap, gen, 0))
 	if v.IntentBytes() != 0 {
 		t.Fatalf("left: %v", v.Intent())
 	}
@@ -121,6 +121,59 @@ func TestClearIntentKeepsTouched(t *testing.T) {
 	}
 }
 
+// TestDoubtful: what both sides were told to sync, and nobody wrote to since, needs no synchronization though
+// its mark is kept; a new life knows nothing of that. Once the dirty map has it, later marks bring their own bits.
+func TestDoubtful(t *testing.T) {
+	m := vfs.NewMem()
+	p := openMem(t, m)
+	v := create(t, p, "v", 64*mib)
+	doubtful := func(when string, want ...lockstep.Extent) {
+		t.Helper()
+		if got := v.Doubtful(); !slices.Equal(got, exts(want...)) {
+			t.Fatalf("%s: %v", when, got)
+		}
+	}
+	must(t, v.MarkIntent(0, 32*mib))
+	doubtful("marked", ext(0, 32*mib))
+	snap, gen := v.IntentSnapshot()
+	must(t, v.MarkIntent(5*mib, 1))
+	must(t, v.ClearIntent(snap, gen, 3))
+	if got := v.Intent(); !slices.Equal(got, exts(ext(0, 32*mib))) {
+		t.Fatalf("kept: %v", got)
+	}
+	doubtful("written after the snapshot", ext(4*mib, 4*mib))
+	must(t, v.MarkIntent(13*mib, 1))
+	doubtful("written after the sync", ext(4*mib, 4*mib), ext(12*mib, 4*mib))
+
+	must(t, v.DirtyFromIntent())
+	dirty := func(chunk int64) bool { return v.Dirty().Get(int(chunk)) }
+	if v.DirtyBytes() != 8*mib || !dirty(64) || !dirty(127) || !dirty(192) || !dirty(255) {
+		t.Fatalf("%d bytes are dirty", v.DirtyBytes())
+	}
+	doubtful("in the dirty map")
+	must(t, v.MarkIntent(17*mib, 1))
+	must(t, v.DirtyFromIntent())
+	if v.DirtyBytes() != 8*mib {
+		t.Fatalf("out of sync: %d bytes are dirty", v.DirtyBytes())
+	}
+	must(t, v.ClearDirty())
+	doubtful("in sync", ext(4*mib, 4*mib), ext(12*mib, 8*mib))
+
+	for range 4 {
+		snap, gen = v.IntentSnapshot()
+		must(t, v.ClearIntent(snap, gen, 3))
+	}
+	doubtful("idle")
+	must(t, v.MarkIntent(0, 1)) // its neighbours, too, up to 16 MiB
+	doubtful("marked anew", ext(0, 16*mib))
+
+	snap, gen = v.IntentSnapshot()
+	must(t, v.ClearIntent(snap, gen, 3))
+	doubtful("both sides synced")
+	v = open(t, reopen(t, p, m), "v")
+	doubtful("a new life", ext(0, 4*mib)) // its neighbours, never written, have lost theirs
+}
+
 // TestClearIntentSecondSnapshot: a clear with a later snapshot's number may take what a clear with
 // an earlier one must keep.
 func TestClearIntentSecondSnapshot(t *testing.T) {
@@ -129,11 +182,11 @@ func TestClearIntentSecondSnapshot(t *testing.T) {
 	_, g1 := v.IntentSnapshot()
 	must(t, v.MarkIntent(0, 1))
 	s2, g2 := v.IntentSnapshot()
-	must(t, v.ClearIntent(s2, g1))
+	must(t, v.ClearIntent(s2, g1, 0))
 	if v.IntentBytes() != 4*mib { // the three untouched regions of the group went
 		t.Fatalf("%d bytes marked", v.IntentBytes())
 	}
-	must(t, v.ClearIntent(s2, g2))
+	must(t, v.ClearIntent(s2, g2, 0))
 	if v.IntentBytes() != 0 {
 		t.Fatalf("%d bytes marked", v.IntentBytes())
 	}
@@ -190,7 +243,7 @@ func TestMarkAndClearRace(t *testing.T) {
 			snap, gen := v.IntentSnapshot()
 			inFlight.Lock()   // all writes whose MarkIntent began before the snapshot are over
 			inFlight.Unlock() //nolint:staticcheck // an empty critical section is the wait
-			if err := v.ClearIntent(snap, gen); err != nil {
+			if err := v.ClearIntent(snap, gen, 0); err != nil {
 				t.Error(err)
 			}
 		}
@@ -206,7 +259,7 @@ func TestClearedMarkIsNotHotEarly(t *testing.T) {
 	v := create(t, openMem(t, m), "v", 64*mib)
 	must(t, v.MarkIntent(0, 1)) // regions 0 to 3
 	_, gen := v.IntentSnapshot()
-	must(t, v.ClearIntent(exts(ext(4*mib, 4*mib)), gen))
+	must(t, v.ClearIntent(exts(ext(4*mib, 4*mib)), gen, 0))
 
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	m.OnOp(func(o vfs.Op) error {
@@ -244,7 +297,7 @@ func TestClearedMarkIsNotHotEarly(t *testing.T) {
 	<-begun // a commit runs; the next one gets both of these
 	beside(func() error { return v.MarkIntent(4*mib, 1) })
 	eventually("region 1 is not marked", func() bool { return w.want.Get(1) })
-	beside(func() error { return v.ClearIntent(exts(ext(0, 4*mib)), gen) })
+	beside(func() error { return v.ClearIntent(exts(ext(0, 4*mib)), gen, 0) })
 	eventually("region 0 is not cleared", func() bool { return !w.want.Get(0) })
 	goOn <- struct{}{}
 	<-begun // the commit that clears region 0

@@ -138,7 +138,7 @@ func TestBatchOrder(t *testing.T) {
 		want string
 	}{
 		{"tripping flushes before it persists [F3]", p1, "az1", RolePrimary, at(rec(StateTripping, true)), "quiesce flush save "},
-		{"out of sync, properly left", p1, "az1", RolePrimary, at(rec(StateNormal, false, func(r *Record) { r.Fenced = true })), "flush save "},
+		{"out of sync, properly left", p1, "az1", RolePrimary, at(rec(StateNormal, false, func(r *Record) { r.Fenced = true })), "flush dirty-from-intent save "},
 		{"copying makes intent dirty", p1, "az1", RolePrimary, at(rec(StateCopying, false, func(r *Record) { r.Fenced = true })), "flush dirty-from-intent save "},
 		{"first copying dirties all", p1, "az1", RolePrimary, at(rec(StateCopying, false, neverSynced, func(r *Record) { r.Fenced = true })), "flush all-dirty dirty-from-intent save "},
 		{"in sync erases its mark before it serves [F4]", p1, "az1", RolePrimary, at(inSync), "save clear-dirty drop-point "},
@@ -146,9 +146,9 @@ func TestBatchOrder(t *testing.T) {
 		{"reversing drains before it persists [F12]", p1, "az1", RolePrimary, at(rec(StateReversing, true)), "quiesce save "},
 		{"demotion waits for submitted I/O", p1, "az1", RolePrimary, at(rec(StateNormal, false, failedOver)), "quiesce fence save "},
 		{"secondary fences, persists, flushes, then is ready [F1]", s1, "az2", RoleSecondary, at(rec(StateFailovering, true)), "fence save flush drop-point save "},
-		{"new primary waits for leases", s1, "az2", RoleSecondary, at(rec(StateNormal, false, failedOver)), "flush save lease-wait "},
+		{"new primary waits for leases", s1, "az2", RoleSecondary, at(rec(StateNormal, false, failedOver)), "flush dirty-from-intent save lease-wait "},
 		{"new primary waits for leases, copying at once", s1, "az2", RoleSecondary, at(rec(StateCopying, false, failedOver)), "flush dirty-from-intent save lease-wait "},
-		{"new primary, all old ones confirmed", s1, "az2", RoleSecondary, at(rec(StateNormal, false, failedOver, func(r *Record) { r.Fenced = true })), "flush save "},
+		{"new primary, all old ones confirmed", s1, "az2", RoleSecondary, at(rec(StateNormal, false, failedOver, func(r *Record) { r.Fenced = true })), "flush dirty-from-intent save "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBench(t, c.node, c.az, lockstep.BootID("b"+c.node), savedAs(c.role, before(c.next), lockstep.BootID("b"+c.node)))
@@ -164,7 +164,7 @@ func TestBatchOrder(t *testing.T) {
 // earlier pair left, once, whatever the first epoch is that its node sees. (R96)
 func TestJoiningVolumeGoesBackToItsPoint(t *testing.T) {
 	for state, want := range map[State]string{
-		StateNormal: "flush roll-back save ", StateCopying: "flush roll-back all-dirty dirty-from-intent save ",
+		StateNormal: "flush roll-back dirty-from-intent save ", StateCopying: "flush roll-back all-dirty dirty-from-intent save ",
 	} {
 		r := rec(state, false, neverSynced, func(r *Record) { r.Fenced = true })
 		b := newBench(t, p1, "az1", "bp1", Saved{})
@@ -271,6 +271,25 @@ func TestTwoSidedOnlyAfterHelloAndAnnouncementRepairedWhileItServes(t *testing.T
 	mustNot[SetMode](b, b.c.Step(JobDone{Token: job.Token, Peer: s1, Session: job.Session}))
 	b.c.Step(PeerDown{Peer: s1, Session: job.Session})
 	mustNot[PeerJob](b, serves(3, false))
+}
+
+// Goal: a node that hears of the trip only when it is over begins nothing two-sided any more before its
+// intent becomes dirty: what is written two-sided has no dirty bit.
+func TestTripHeardOfLateHoldsFirst(t *testing.T) {
+	for _, state := range []State{StateNormal, StateCopying} {
+		b := newBench(t, p1, "az1", "bp1", savedAs(RolePrimary, rec(StateNormal, true), "bp1"))
+		b.does(must[Batch](b, b.reads(rec(StateNormal, true))))
+		ann := must[Announce](b, b.c.Step(up(s1, "bs1")))
+		must[SetMode](b, b.c.Step(Announced{Peer: s1, Session: ann.Session, Epoch: 10, OK: true}))
+		out := rec(state, false)
+		out.Epoch = 12
+		acts := b.reads(out)
+		isBatch := func(a Action) bool { _, ok := a.(Batch); return ok }
+		isHold := func(a Action) bool { m, ok := a.(SetMode); return ok && m.Mode == ModeHeld }
+		if hold, batch := slices.IndexFunc(acts, isHold), slices.IndexFunc(acts, isBatch); hold < 0 || batch < hold {
+			t.Errorf("%s: hold %d, batch %d", state, hold, batch)
+		}
+	}
 }
 
 func TestUnrecordedSecondaryTrips(t *testing.T) {

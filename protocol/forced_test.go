@@ -177,8 +177,8 @@ func TestForcedBatches(t *testing.T) {
 	}{
 		{"the old primary holds", p1, "az1", RolePrimary, at(rec(StateFailovering, false, underWay)), "quiesce save "},
 		{"the secondary has its image before it is ready", s1, "az2", RoleSecondary, at(rec(StateFailovering, false, underWay)), "fence save flush roll-back save "},
-		{"the new primary", s1, "az2", RoleSecondary, at(rec(StateNormal, false, fenced, lost)), "flush save "},
-		{"the new primary waits for what the store gave", s1, "az2", RoleSecondary, at(rec(StateNormal, false, lost)), "flush save lease-wait "},
+		{"the new primary", s1, "az2", RoleSecondary, at(rec(StateNormal, false, fenced, lost)), "flush dirty-from-intent save "},
+		{"the new primary waits for what the store gave", s1, "az2", RoleSecondary, at(rec(StateNormal, false, lost)), "flush dirty-from-intent save lease-wait "},
 		{"the side that lost keeps what it has", p1, "az1", RolePrimary, at(rec(StateNormal, false, fenced, lost)), "quiesce fence save keep-image "},
 		{"also after a restart", p1, "az1", RoleSecondary, at(rec(StateNormal, false, fenced, lost)), "quiesce fence save keep-image "},
 		{"a user gave it up", p1, "az1", RolePrimary, at(rec(StateNormal, false, fenced, lost, func(r *Record) { r.Forced.Waived = true })), "quiesce fence save "},

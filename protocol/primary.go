@@ -87,8 +87,12 @@ func (c *Core) adoptPrimary() {
 	if c.retryAt > c.now {
 		return
 	}
-	if c.mode == ModeRefused {
+	switch {
+	case c.mode == ModeRefused:
 		c.hold("this node takes over as primary")
+	case c.mode == ModeTwoSided && !r.InSync:
+		// What is written two-sided has no dirty bit: none of it may begin after DirtyFromIntent.
+		c.hold("stops replicating: " + r.Reason)
 	}
 	mark := c.saved.Mark
 	var steps []Durable
@@ -106,10 +110,8 @@ func (c *Core) adoptPrimary() {
 			steps = append(steps, Flush{})
 			mark = r.Epoch
 		}
-		steps = append(steps, c.leftOver()...)
-		if c.saved.BootID != "" && c.saved.BootID != c.cfg.BootID {
-			steps = append(steps, DirtyFromIntent{})
-		}
+		// Before the first write of one side: those mark their chunks, not the whole region.
+		steps = append(append(steps, c.leftOver()...), DirtyFromIntent{})
 	case StateCopying:
 		if !c.markValid() {
 			steps = append(steps, Flush{})

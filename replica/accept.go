@@ -539,7 +539,7 @@ func (b *inbox) differences(a *wire.AnnounceReply) {
 	a.Differs = map[lockstep.PairID][]lockstep.Extent{}
 	vols := b.g.volumes()
 	for _, v := range vols {
-		exts := v.disk.Intent()
+		exts := v.disk.Doubtful()
 		for from, to := range v.disk.Dirty().Ranges() {
 			exts = append(exts, lockstep.Extent{Off: int64(from) * lockstep.ChunkBytes, Len: int64(to-from) * lockstep.ChunkBytes})
 		}

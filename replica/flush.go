@@ -137,7 +137,7 @@ func (v *Volume) flushAndClear(idle uint64, choose func(marked []lockstep.Extent
 	if !same {
 		return nil
 	}
-	return v.disk.ClearIntent(chosen, snap-min(idle, snap))
+	return v.disk.ClearIntent(chosen, snap, idle)
 }
 
 // boundIntent makes room in the write-intent log before e is marked, so that the log exceeds its

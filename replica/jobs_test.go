@@ -146,6 +146,73 @@ func TestMarksAreKeptWhileIdle(t *testing.T) {
 	round(false, "idle for long enough")
 }
 
+// TestOnlyWhatIsDoubtfulBecomesDirty: of the regions whose marks are kept for the next write, a pause makes
+// only that one dirty which was written since the last flush of both sides; what is written one-sided makes
+// chunks dirty, and no more when the copying begins. The sides are equal afterwards.
+func TestOnlyWhatIsDoubtfulBecomesDirty(t *testing.T) {
+	p := newPairWith(t, func(c *Config) { c.KeepMarks, c.FlushEvery = 30, time.Hour })
+	p.sync(t)
+	v := p.a.Volume("va")
+	write := func(off int64) {
+		t.Helper()
+		if err := v.WriteAt(t.Context(), page(1), off, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for off := int64(0); off < testSize; off += lockstep.RegionBytes {
+		write(off)
+	}
+	if err := v.backgroundFlush(); err != nil {
+		t.Fatal(err)
+	}
+	write(3*lockstep.RegionBytes + 4096)
+	if got := v.disk.IntentBytes(); got != testSize {
+		t.Fatalf("%d bytes are marked", got)
+	}
+	if err := p.st.change(protocol.Record.Pause); err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "one-sided", func() bool {
+		view, _ := p.a.View("g")
+		return view.Mode == protocol.ModeOneSided && !view.Record.InSync && view.Record.State == protocol.StateNormal
+	})
+	dirty := func(want int64, when string) {
+		t.Helper()
+		if got := v.disk.DirtyBytes(); got != want {
+			t.Fatalf("%s: %d bytes are dirty, want %d", when, got, want)
+		}
+	}
+	dirty(lockstep.RegionBytes, "after the pause")
+	write(7 * lockstep.RegionBytes)
+	write(9*lockstep.RegionBytes + 4*lockstep.ChunkBytes)
+	dirty(lockstep.RegionBytes+2*lockstep.ChunkBytes, "after two writes")
+	p.st.mu.Lock()
+	p.st.stuck = true // the copying does not end
+	p.st.mu.Unlock()
+	if err := p.st.change(protocol.Record.Sync); err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "copying", func() bool {
+		view, _ := p.a.View("g")
+		return view.Mode == protocol.ModeCopyTwoSided
+	})
+	dirty(lockstep.RegionBytes+2*lockstep.ChunkBytes, "while copying")
+	p.st.mu.Lock()
+	p.st.stuck = false
+	p.st.mu.Unlock()
+	if err := p.st.Advance(t.Context(), "g"); err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "in sync", func() bool {
+		view, _ := p.a.View("g")
+		return view.Mode == protocol.ModeTwoSided && view.Record.InSync
+	})
+	p.equal(t)
+	if got := v.disk.Doubtful(); len(got) != 3 {
+		t.Fatalf("doubtful after the in-sync commit, before a flush: %v", got)
+	}
+}
+
 // TestIdleRounds: with a log that fills up, marks go sooner, unless all of the volume fits.
 func TestIdleRounds(t *testing.T) {
 	b := newBed(t)

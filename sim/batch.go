@@ -112,7 +112,13 @@ func (p *process) durable(s protocol.Durable, done func(error)) {
 			done(nil)
 		})
 	case protocol.DirtyFromIntent:
-		p.after(w.latency(), func() {
+		d := int64(0) // what is dirty already costs nothing
+		p.eachVol(nil, func(pv *pvol) {
+			if pv.wouldDirty() {
+				d = w.latency()
+			}
+		})
+		p.after(d, func() {
 			if !w.opt.Break.NoDirtyFromIntent {
 				p.eachVol(nil, func(pv *pvol) { pv.dirtyFromIntent() })
 			}
@@ -120,18 +126,14 @@ func (p *process) durable(s protocol.Durable, done func(error)) {
 		})
 	case protocol.ClearDirty:
 		p.after(w.latency(), func() {
-			p.eachVol(nil, func(pv *pvol) {
-				pv.v.clearDirty()
-				pv.sent = [blocksPerVolume]bool{}
-			})
+			p.eachVol(nil, func(pv *pvol) { pv.clearDirty() })
 			done(nil)
 		})
 	case protocol.ClearMaps:
 		p.after(w.latency(), func() {
 			p.eachVol(nil, func(pv *pvol) {
-				pv.v.clearDirty()
+				pv.clearDirty()
 				pv.v.intent = [regionsPerVolume]bool{}
-				pv.sent = [blocksPerVolume]bool{}
 			})
 			done(nil)
 		})

@@ -190,6 +190,8 @@ func (w *world) randomOperations() {
 		}
 	case FocusPause:
 		name = [...]string{"sync", "pause"}[w.rng.IntN(2)]
+	case FocusRestart:
+		name = "sync"
 	case FocusForced:
 		name = [...]string{"pause", "sync", "force", "force", "strict", "failover"}[w.rng.IntN(6)]
 		if !r.InSync && r.State != protocol.StateFailovering && w.chance(60) {
@@ -198,6 +200,12 @@ func (w *world) randomOperations() {
 				w.want("sync", 1500)
 				name = "force"
 			}
+		}
+		if !r.Strict && r.InSync && w.chance(30) {
+			name = "strict"
+		}
+		if name == "force" && r.Strict && w.chance(50) { // the store is at the other side of the cut
+			w.cutOff(r.Primary, w.between(300, 3000))
 		}
 		if r.State == protocol.StateFailovering && w.chance(60) {
 			name = [...]string{"node-off", "node-off", "back-out"}[w.rng.IntN(3)]

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 
+	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/protocol"
 )
 
@@ -35,6 +36,9 @@ func (w *world) injectFaults(pl plan) {
 			}
 			return
 		}
+	case FocusRestart:
+		w.restartTwice()
+		return
 	case FocusPause:
 		k = [...]int{0, 5, 5}[w.rng.IntN(3)]
 	case FocusOperator:
@@ -85,6 +89,16 @@ func (w *world) injectFaults(pl plan) {
 	}
 }
 
+// restartTwice: a link breaks, soon the process of its primary node dies, and again when it may be repairing.
+func (w *world) restartTwice() {
+	n := w.nodes[0]
+	for _, m := range w.nodes[1:] {
+		w.cutFor(n.id, m.id, w.between(100, 1500))
+	}
+	w.after(w.between(5, 150), func() { n.restartAfter(w.between(5, 300)) })
+	w.after(w.between(300, 3000), func() { n.restartAfter(w.between(5, 300)) })
+}
+
 func (n *node) restartAfter(ms int64) {
 	n.kill()
 	n.w.after(ms, n.startProcess)
@@ -104,6 +118,23 @@ func (w *world) rebootSite(both bool) {
 	for _, n := range w.nodes {
 		if both || n.az == az {
 			n.rebootAfter(w.between(100, 5000))
+		}
+	}
+}
+
+// cutOff cuts a site from the store and from the other site.
+func (w *world) cutOff(az lockstep.AZ, ms int64) {
+	w.say("%s is cut off for %d ms", az, ms)
+	for _, n := range w.nodes {
+		if n.az != az {
+			continue
+		}
+		n.storeCutUntil = w.now + ms
+		for _, m := range w.nodes {
+			if m.az != az {
+				w.cutFor(n.id, m.id, ms)
+				w.cutFor(m.id, n.id, ms)
+			}
 		}
 	}
 }

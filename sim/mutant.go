@@ -19,6 +19,7 @@ type Mutant struct {
 	NoReadLease       bool // reads are answered without a lease
 	ReadInFlight      bool // reads do not wait for an overlapping write
 	NoDirtyFromIntent bool // write intent does not become dirty
+	IntentAssumed     bool // write intent became dirty once, and counts as dirty after a clear, too
 	FenceAssumed      bool // an operator's continue counts as every secondary's fence
 	UnrepairedServed  bool // requests do not wait for the repair of their region
 	UnrepairedCleared bool // write intent of a region is cleared before its repair

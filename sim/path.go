@@ -59,6 +59,7 @@ type pvol struct {
 	fly       []*flight
 	submitted int // local writes handed to the kernel by requests that were answered meanwhile
 	marking   [regionsPerVolume]bool
+	hasIntent bool // the dirty map names all that the intent log stands for
 	regionGen [regionsPerVolume]int
 
 	// unrepaired is set for the regions of the intent log of the life before that the secondary may
@@ -369,11 +370,32 @@ func (pv *pvol) dropChunks() {
 
 func (pv *pvol) dirtyFromIntent() {
 	for b := range blocksPerVolume {
-		if pv.v.intent[b/blocksPerRegion] && !pv.v.dirty[b] {
+		if pv.doubtful(b) && !pv.v.dirty[b] {
 			pv.v.setDirtyDurably(b)
 			pv.sent[b] = false
 		}
 	}
+	pv.hasIntent = true
+}
+
+func (pv *pvol) wouldDirty() bool {
+	for b := range blocksPerVolume {
+		if pv.doubtful(b) && !pv.v.dirty[b] {
+			return true
+		}
+	}
+	return false
+}
+
+// doubtful: the intent log stands for a difference there.
+func (pv *pvol) doubtful(block int) bool {
+	return pv.v.intent[block/blocksPerRegion] && !pv.hasIntent
+}
+
+func (pv *pvol) clearDirty() {
+	pv.v.clearDirty()
+	pv.sent = [blocksPerVolume]bool{}
+	pv.hasIntent = pv.hasIntent && pv.p.w.opt.Break.IntentAssumed
 }
 
 // sessionUp: what was noted as sent belongs to one life of the secondary.

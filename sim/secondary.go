@@ -185,7 +185,7 @@ func (p *process) differs(peer lockstep.NodeID) map[int][blocksPerVolume]bool {
 		}
 		var blocks [blocksPerVolume]bool
 		for b := range blocks {
-			blocks[b] = pv.v.dirty[b] || pv.v.intent[b/blocksPerRegion]
+			blocks[b] = pv.v.dirty[b] || pv.doubtful(b)
 		}
 		d[pv.v.pair] = blocks
 	}

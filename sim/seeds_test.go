@@ -54,15 +54,17 @@ func options(seed uint64) Options {
 		o.Focus = Focus(*focus)
 		return o
 	}
-	switch seed % 8 {
-	case 1:
+	switch seed % 16 {
+	case 1, 9:
 		o.Focus = FocusForced
-	case 3:
+	case 3, 11:
 		o.Focus = FocusFailover
-	case 5:
+	case 5, 13:
 		o.Focus = FocusOperator
 	case 7:
 		o.Focus = FocusPause
+	case 15:
+		o.Focus = FocusRestart
 	}
 	return o
 }

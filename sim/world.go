@@ -58,6 +58,7 @@ const (
 	FocusPause          // processes restart and links are cut while users pause and go on
 	FocusOperator       // primary nodes are cut from the store, or die, while operators step in
 	FocusForced         // out of sync, or in the middle of copying, sites are lost and users force failovers
+	FocusRestart        // processes of primary nodes restart before they repaired what the last restart left
 )
 
 // Result is what a run found.
