@@ -35,6 +35,15 @@ var mutants = []mutant{
 	{"after a restart marked regions are not compared", []patch{
 		{"replica/repair.go", "for _, e := range marked {\n\t\tu.left", "for _, e := range marked[:0] {\n\t\tu.left"},
 	}, 700, true},
+	{"the first epoch out of sync makes nothing dirty of what the log names", []patch{
+		{"disk/dirty.go", "v.AddDirty(v.Doubtful())", "v.AddDirty(nil)"},
+	}, 400, true},
+	{"what was confirmed once stays so, whatever is written", []patch{
+		{"disk/intent.go", "c == 0 || w.touched.at(r).Load() > c", "c == 0"},
+	}, 400, true},
+	{"a write of one side alone marks no chunk", []patch{
+		{"replica/volume.go", "\t\t\terr := v.disk.MarkDirty(o.ext.Off, o.ext.Len)\n", "\t\t\terr := error(nil)\n"},
+	}, 100, true},
 	{"a secondary takes frames of older epochs", []patch{
 		{"replica/accept.go", "\tcase h.Epoch < b.fenced:\n\t\treturn nil, lockstep.ErrStaleEpoch\n\tcase announced && h.Epoch != c.epoch:\n", "\tcase false:\n"},
 	}, 400, true},

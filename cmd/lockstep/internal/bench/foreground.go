@@ -78,16 +78,9 @@ func (d *deployment) foreground(ctx context.Context, k disk, w workload) (x fore
 	if err := d.startNode(ctx, 1); err != nil {
 		return x, err
 	}
-	copying := func(ctx context.Context) (left int64, err error) {
-		g, err := d.c.Group(ctx, k.group)
-		if err != nil || g.Resync == nil {
-			return 0, err
-		}
-		return g.Resync.ToSendBytes, nil
-	}
 	var before, after int64
 	err = until(ctx, "copying", func(ctx context.Context) (bool, error) {
-		before, err = copying(ctx)
+		before, err = d.toSend(ctx, k)
 		return before > 0, err
 	})
 	if err != nil {
@@ -98,7 +91,7 @@ func (d *deployment) foreground(ctx context.Context, k disk, w workload) (x fore
 		return x, err
 	}
 	took := time.Since(began)
-	if after, err = copying(ctx); err != nil {
+	if after, err = d.toSend(ctx, k); err != nil {
 		return x, err
 	}
 	if after <= 0 {

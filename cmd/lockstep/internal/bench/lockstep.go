@@ -182,6 +182,15 @@ func (d *deployment) inSync(ctx context.Context, k disk) error {
 	})
 }
 
+// toSend is how many bytes a synchronization that is under way has still to send; 0 while there is none.
+func (d *deployment) toSend(ctx context.Context, k disk) (int64, error) {
+	g, err := d.c.Group(ctx, k.group)
+	if err != nil || g.Resync == nil {
+		return 0, err
+	}
+	return g.Resync.ToSendBytes, nil
+}
+
 // newProtected starts a deployment with one disk that is in sync, and which was written once, as its user would.
 func newProtected(ctx context.Context, s *site, name string, sizeGiB int64) (d *deployment, k disk, err error) {
 	if d, err = newDeployment(ctx, s, name); err != nil {

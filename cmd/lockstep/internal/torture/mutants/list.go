@@ -62,6 +62,11 @@ var mutants = []mutant{
 		[]edit{{"replica/volume.go", "err = v.disk.MarkIntent(o.ext.Off, o.ext.Len)", "err = nil"}},
 	},
 	{
+		"chunks-not-marked", "F14: a write of one side alone marks its chunks",
+		[]string{"kill in mid-resync"},
+		[]edit{{"replica/volume.go", "\t\t\terr := v.disk.MarkDirty(o.ext.Off, o.ext.Len)\n", "\t\t\terr := error(nil)\n"}},
+	},
+	{
 		"unacknowledged-reads", "a read waits for the writes that it overlaps",
 		[]string{"isolated readers", "hot block"},
 		[]edit{{"replica/read.go", "if o.kind != opChunk && o.submitted && o.ext.Overlaps(ext) {", "if false && o.ext.Overlaps(ext) {"}},
