@@ -114,7 +114,7 @@ endif
 .PHONY: sim-whole-mutants
 sim-whole-mutants: ## break engine and orchestration on purpose: each must be caught by some seed; MUTANT=text for some
 	$(GO) build -o $(CACHE)/bin/simrun ./sim/whole/simrun
-	$(CACHE)/bin/simrun -mutants $(or $(MUTANT),all)
+	$(CACHE)/bin/simrun -mutants '$(or $(MUTANT),all)'
 
 # A binary of its own, with the checks of the tag. With E2E_BUILD=-race (and CGO_ENABLED=1) the tests
 # find data races, too, and take twice as long.
