@@ -97,11 +97,11 @@ func TestLinksKnowEachOther(t *testing.T) {
 	ours, theirs := newSite(t), newSite(t)
 	yesterday := time.Now().Add(-2 * time.Hour)
 	for _, row := range []struct {
-		name             string
-		a, b             peertls.Files // of the dialing node a, of b; zero: plain
-		idA, idB         lockstep.NodeID
-		err              string         // at a
-		countA, countB   peertls.Reason // "": none
+		name           string
+		a, b           peertls.Files // of the dialing node a, of b; zero: plain
+		idA, idB       lockstep.NodeID
+		err            string         // at a
+		countA, countB peertls.Reason // "": none
 	}{
 		{name: "right", a: ours.node("a"), b: ours.node("b")},
 		{name: "both plain"},
