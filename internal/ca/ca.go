@@ -187,6 +187,25 @@ func (a *Authority) sign(template *x509.Certificate) (certPEM, keyPEM []byte, er
 	return encodeCert(der), keyPEM, nil
 }
 
+// Check says what is wrong with the request itself.
+func (r Request) Check() error {
+	_, err := r.template(time.Time{})
+	return err
+}
+
+// namesOf is what a certificate proves its holder to be.
+func namesOf(c *x509.Certificate) []string {
+	var all []string
+	for _, u := range c.URIs {
+		all = append(all, u.String())
+	}
+	all = append(all, c.DNSNames...)
+	for _, ip := range c.IPAddresses {
+		all = append(all, ip.String())
+	}
+	return all
+}
+
 // template checks the request and says what the certificate will hold.
 func (r Request) template(now time.Time) (*x509.Certificate, error) {
 	if !slices.Contains(Kinds, r.Kind) {

@@ -33,6 +33,7 @@ type Issued struct {
 	Name     string
 	Cert     string // path of the file
 	Key      string
+	Names    []string // what it proves its holder to be
 	NotAfter time.Time
 }
 
@@ -99,8 +100,12 @@ func (d *Dir) Issue(r Request, now time.Time, replace bool) (Issued, error) {
 	if err != nil {
 		return Issued{}, err
 	}
+	made, err := ParseCert(cert)
+	if err != nil {
+		return Issued{}, err
+	}
 	base := filepath.Join(d.Path, string(r.Kind), r.Name)
-	out := Issued{Kind: r.Kind, Name: r.Name, Cert: base + ".crt", Key: base + ".key", NotAfter: now.Add(r.Life)}
+	out := Issued{Kind: r.Kind, Name: r.Name, Cert: base + ".crt", Key: base + ".key", Names: namesOf(made), NotAfter: made.NotAfter}
 	for _, path := range []string{out.Cert, out.Key} {
 		if _, err := os.Lstat(path); !replace && !errors.Is(err, fs.ErrNotExist) {
 			return Issued{}, fmt.Errorf("%s is there already: %w; with --replace a new one takes its place", path, lockstep.ErrConflict)
@@ -141,7 +146,7 @@ func (d *Dir) List() ([]Issued, error) {
 			if err := pair.Leaf.CheckSignatureFrom(d.Cert); err != nil || !bytes.Equal(pair.Leaf.RawIssuer, d.Cert.RawSubject) {
 				return nil, fmt.Errorf("%s was not issued by this CA; issue it again with --replace", one.Cert)
 			}
-			one.NotAfter = pair.Leaf.NotAfter
+			one.NotAfter, one.Names = pair.Leaf.NotAfter, namesOf(pair.Leaf)
 			all = append(all, one)
 		}
 	}
