@@ -163,7 +163,9 @@ func (k *Keeper) Server(ctx context.Context, raw net.Conn) (net.Conn, lockstep.N
 			return nil
 		},
 	})
-	if err := conn.HandshakeContext(ctx); err != nil {
+	if err := conn.HandshakeContext(ctx); isGone(err) {
+		return nil, "", err // whoever looks whether the port is open does that
+	} else if err != nil {
 		return nil, "", classify(err)
 	}
 	return hardClose{conn}, from, nil

@@ -256,3 +256,46 @@ func (l *lockedBuffer) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
+
+// TestCloseDoesNotWait: a link ends at once, also if the other side takes nothing in.
+func TestCloseDoesNotWait(t *testing.T) {
+	s := newSite(t)
+	k, err := peertls.Open(s.issue(ca.KindNode, "n1", time.Now()), "n1", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	served := make(chan net.Conn, 1)
+	go func() {
+		conn, err := ln.Accept()
+		if err == nil {
+			conn, _, _ = k.Server(t.Context(), conn)
+		}
+		served <- conn
+	}()
+	raw, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := k.Client(t.Context(), raw, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := <-served
+	defer other.Close()
+	if err := conn.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 1<<20); err == nil; {
+		_, err = conn.Write(buf) // until nothing more goes
+	}
+	began := time.Now()
+	_ = conn.Close()
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -68,8 +69,8 @@ func classify(err error) *Refusal {
 		return &Refusal{ReasonCertificate, err}
 	case isRemote(err):
 		return &Refusal{ReasonRemote, err}
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
-		return &Refusal{ReasonMixed, errors.New("the other side closed the connection instead of a TLS handshake, as one without TLS does")}
+	case isGone(err):
+		return &Refusal{ReasonHandshake, fmt.Errorf("the other side closed the connection in the TLS handshake (%w): it is down, or it is without tls_ca, tls_cert and tls_key", err)}
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return &Refusal{ReasonHandshake, errors.New("no TLS handshake within the time limit")}
 	}
@@ -84,6 +85,9 @@ func Rejected(err error) error {
 	}
 	return &Refusal{ReasonRemote, err}
 }
+
+// isGone: the other side has closed the connection.
+func isGone(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) }
 
 // isRemote: the error is an alert of the other side.
 func isRemote(err error) bool {
