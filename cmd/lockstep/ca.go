@@ -196,7 +196,11 @@ func (a *app) printCARow(r caRow) error {
 		return a.printJSON(r)
 	}
 	return a.printFields([][2]string{
-		{"kind", r.Kind}, {"name", r.Name}, {"for", orDash(strings.Join(r.Names, " "))},
-		{"ends", r.NotAfter.Format(time.RFC3339)}, {"certificate", r.Cert}, {"key", r.Key},
+		{"kind", r.Kind},
+		{"name", r.Name},
+		{"for", orDash(strings.Join(r.Names, " "))},
+		{"ends", r.NotAfter.Format(time.RFC3339)},
+		{"certificate", r.Cert},
+		{"key", r.Key},
 	})
 }
