@@ -25,14 +25,18 @@ const keepMarks = 30
 type Config struct {
 	ID            lockstep.NodeID `yaml:"id"`
 	AZ            lockstep.AZ     `yaml:"az"`
-	Pool          string          `yaml:"pool"`           // directory of the volumes
-	Replicate     string          `yaml:"replicate"`      // host:port to listen on for peers; port 0: any free one
-	Advertise     string          `yaml:"advertise"`      // host:port given to peers; default: what was bound
-	NBDSocket     string          `yaml:"nbd_socket"`     // Unix socket path; empty: none
-	NBDAddress    string          `yaml:"nbd_address"`    // host:port; empty: none
-	Metrics       string          `yaml:"metrics"`        // host:port of /metrics and /healthz; empty: none
-	PIDFile       string          `yaml:"pid_file"`       // written at start, removed at a clean stop
-	EtcdEndpoints []string        `yaml:"etcd_endpoints"` // URLs
+	Pool          string          `yaml:"pool"`      // directory of the volumes
+	Replicate     string          `yaml:"replicate"` // host:port to listen on for peers; port 0: any free one
+	Advertise     string          `yaml:"advertise"` // host:port given to peers; default: what was bound
+	TLSCA         string          `yaml:"tls_ca"`    // PEM files of the links between nodes; all three or none
+	TLSCert       string          `yaml:"tls_cert"`
+	TLSKey        string          `yaml:"tls_key"`
+	InsecureLinks bool            `yaml:"insecure_replication"` // plain links beyond the loopback
+	NBDSocket     string          `yaml:"nbd_socket"`           // Unix socket path; empty: none
+	NBDAddress    string          `yaml:"nbd_address"`          // host:port; empty: none
+	Metrics       string          `yaml:"metrics"`              // host:port of /metrics and /healthz; empty: none
+	PIDFile       string          `yaml:"pid_file"`             // written at start, removed at a clean stop
+	EtcdEndpoints []string        `yaml:"etcd_endpoints"`       // URLs
 	EtcdCA        string          `yaml:"etcd_ca"`
 	EtcdCert      string          `yaml:"etcd_cert"`
 	EtcdKey       string          `yaml:"etcd_key"`
@@ -106,9 +110,6 @@ func (c Config) WithDefaults() Config {
 	if c.started == nil {
 		c.started = c.Machine.Started
 	}
-	if c.Machine.Listen == nil {
-		c.Machine.Listen = func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
-	}
 	return c
 }
 
@@ -132,6 +133,7 @@ func (c Config) Validate() error {
 	if c.NBDSocket == "" && c.NBDAddress == "" {
 		errs = append(errs, errors.New("nbd_socket, nbd_address: at least one must be set"))
 	}
+	errs = append(errs, c.checkLinks())
 	if c.LeaseTTL >= c.TripAfter {
 		errs = append(errs, fmt.Errorf("lease_ttl: %s must be less than trip_after (%s)", c.LeaseTTL, c.TripAfter))
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/disk"
+	"github.com/lockstep-dr/lockstep/internal/peertls"
 	"github.com/lockstep-dr/lockstep/lease"
 	"github.com/lockstep-dr/lockstep/nbd"
 	"github.com/lockstep-dr/lockstep/replica"
@@ -35,6 +36,7 @@ type Node struct {
 	pool  *disk.Pool
 	host  *replica.Host
 	self  store.Node
+	tls   *peertls.Keeper // of links; nil: they are plain
 	peers *peers
 	vols  *volumes
 	// unchecked: the store was away when the directory should have been checked; owned by register.
@@ -51,12 +53,22 @@ type Node struct {
 // RunOn is Run on a store that is open already; it does not close it.
 func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (err error) {
 	cfg = cfg.WithDefaults()
+	if cfg.Machine.Listen == nil {
+		cfg.Machine.Listen = cfg.listenLinks
+	}
+	if cfg.Machine.Dial == nil {
+		cfg.Machine.Dial = cfg.dialLink
+	}
 	n := &Node{cfg: cfg, log: log, st: st, checked: make(chan struct{})}
 	if n.pool, err = disk.OpenPool(cfg.Pool, disk.Options{Logger: log, BootIDPath: cfg.BootIDPath, FS: cfg.fs, MaxIntentBytes: cfg.IntentLimitMiB << 20}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.pool.Close()) }()
 	boot, err := n.pool.BootID()
+	if err != nil {
+		return err
+	}
+	secure, err := cfg.openTLS(log)
 	if err != nil {
 		return err
 	}
@@ -71,12 +83,13 @@ func RunOn(ctx context.Context, cfg Config, st store.Store, log *slog.Logger) (e
 		return err
 	}
 	n.report.init(n)
+	n.tls = secure
 	n.host, err = replica.NewHost(replica.Config{
 		Node: cfg.ID, AZ: cfg.AZ, Cluster: cluster, BootID: boot, Instance: n.pool.InstanceID(), Start: n.pool.StartCounter(), Software: cfg.Version,
 		TripAfter: cfg.TripAfter, LeaseTTL: cfg.LeaseTTL, LeaseMargin: cfg.LeaseMargin, Heartbeat: cfg.Heartbeat, FlushEvery: cfg.FlushEvery, IntentLimitBytes: cfg.IntentLimitMiB << 20, KeepMarks: keepMarks,
 		VerifyRateBytes: cfg.VerifyRateMiB << 20, ResyncLimitBytes: cfg.ResyncLimitMiB << 20,
 		Store: &records{st: st, checked: n.checked}, Resolve: n.peers.resolve, Changed: n.report.changed, Log: log,
-		Dial: cfg.Machine.Dial, Clock: cfg.Machine.Clock,
+		TLS: secure, Dial: cfg.Machine.Dial, Clock: cfg.Machine.Clock,
 	}, n.pool)
 	if err != nil {
 		return err
@@ -104,6 +117,7 @@ func (n *Node) serve(ctx context.Context, boot lockstep.BootID) error {
 		n.self.Replicate = repl.Addr().String()
 	}
 	reg, health := newMetrics(n)
+	reg.MustRegister(linkCollector{n})
 	server := &nbd.Server{
 		Exports: exports{n}, Logger: n.log, Metrics: nbd.NewPrometheusMetrics(reg),
 		Limits: nbd.Limits{Memory: n.cfg.NBDMemoryMiB << 20},
@@ -143,7 +157,7 @@ func (n *Node) serve(ctx context.Context, boot lockstep.BootID) error {
 	if n.cfg.Metrics != "" {
 		eg.Go(func() error { return serveMetrics(ctx, n.cfg.Metrics, health) })
 	}
-	n.log.Info("node started", "az", n.cfg.AZ, "replicate", n.self.Replicate, "nbd", n.cfg.NBDSocket, "boot", boot, "start", n.self.Start)
+	n.log.Info("node started", "az", n.cfg.AZ, "replicate", n.self.Replicate, "tls", n.tls != nil, "nbd", n.cfg.NBDSocket, "boot", boot, "start", n.self.Start)
 	err = eg.Wait()
 	n.log.Info("node stops", "err", err)
 	return err

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"fmt"
 	"hash/fnv"
 	"net"
 	"slices"
@@ -58,13 +57,7 @@ func (h *Host) beatLoop(b *beat) {
 
 // beatConn sends heartbeats on one connection until it fails.
 func (h *Host) beatConn(b *beat) error {
-	addr, ok := h.cfg.Resolve(b.peer)
-	if !ok {
-		return fmt.Errorf("node %s has not registered an address", b.peer)
-	}
-	ctx, cancel := context.WithTimeout(h.ctx, time.Second)
-	defer cancel()
-	conn, err := h.cfg.Dial(ctx, addr)
+	conn, err := h.connect(h.ctx, b.peer, time.Second)
 	if err != nil {
 		return err
 	}

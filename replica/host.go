@@ -27,6 +27,7 @@ import (
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/disk"
 	"github.com/lockstep-dr/lockstep/internal/listen"
+	"github.com/lockstep-dr/lockstep/internal/peertls"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
 )
@@ -70,6 +71,9 @@ type Config struct {
 	Changed func(lockstep.GroupID)                       // a group's view changed; must not block
 	Log     *slog.Logger
 
+	// TLS makes links ones between nodes that have shown who they are; nil: whoever reaches the listener is
+	// believed to be the node it names.
+	TLS *peertls.Keeper
 	// Dial connects to a peer's listener; nil: TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Clock runs on at a bounded rate, also while the machine is suspended; nil: CLOCK_BOOTTIME.
@@ -101,6 +105,8 @@ type Host struct {
 
 	verifyLimit *rate.Limiter // of verifications that name no rate
 	pace        pace          // of synchronizations
+
+	refusals refusals // of links
 
 	accessMu sync.Mutex // serializes who a volume belongs to and how it is served outside groups
 
@@ -344,22 +350,29 @@ func (h *Host) serveConn(ctx context.Context, conn net.Conn) error {
 	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		return err
 	}
-	var hello wire.Hello
-	if _, err := wire.ReadJSON(conn, wire.KindHello, &hello); err != nil {
+	link, from, err := h.accepted(ctx, conn)
+	if err != nil {
 		return err
+	}
+	var hello wire.Hello
+	if _, err := wire.ReadJSON(link, wire.KindHello, &hello); err != nil {
+		return h.misunderstood(err, conn)
 	}
 	refuse := func(format string, args ...any) error {
 		text := fmt.Sprintf(format, args...)
 		answer := wire.HelloReply{Error: text, Node: h.cfg.Node, Session: hello.Session}
-		return errors.Join(errors.New(text), wire.WriteJSON(conn, wire.Header{Kind: wire.KindHelloReply, Session: hello.Session}, answer))
+		return errors.Join(errors.New(text), wire.WriteJSON(link, wire.Header{Kind: wire.KindHelloReply, Session: hello.Session}, answer))
 	}
 	switch {
+	case h.cfg.TLS != nil && hello.From != from:
+		err := h.noteRefusal(h.impostor(hello.From, from), "from", conn.RemoteAddr())
+		return refuse("%v", err)
 	case hello.Cluster != h.cfg.Cluster:
 		return refuse("cluster %q, this node belongs to %q", hello.Cluster, h.cfg.Cluster)
 	case hello.To != h.cfg.Node:
 		return refuse("this is node %s, not %s", h.cfg.Node, hello.To)
 	case hello.Purpose == wire.PurposeHeartbeat:
-		return h.serveHeartbeats(conn, hello)
+		return h.serveHeartbeats(link, hello)
 	case hello.Purpose != wire.PurposeGroup:
 		return refuse("unknown purpose %q", hello.Purpose)
 	}
@@ -367,5 +380,5 @@ func (h *Host) serveConn(ctx context.Context, conn net.Conn) error {
 	if g == nil {
 		return refuse("group %s is not known here yet", hello.Group)
 	}
-	return g.in.serve(ctx, conn, hello)
+	return g.in.serve(ctx, link, hello)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/internal/nowait"
+	"github.com/lockstep-dr/lockstep/internal/peertls"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
 )
@@ -391,15 +392,9 @@ func (d *dialer) run(ctx context.Context) {
 // dial connects and exchanges hellos. A refusal that carries a newer record is passed on.
 func (d *dialer) dial(ctx context.Context) (*link, error) {
 	g, h := d.group, d.group.host
-	addr, ok := h.cfg.Resolve(d.peer)
-	if !ok {
-		return nil, fmt.Errorf("node %s has not registered an address", d.peer)
-	}
-	dctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	conn, err := h.cfg.Dial(dctx, addr)
+	conn, err := h.connect(ctx, d.peer, 2*time.Second)
 	if err != nil {
-		return nil, fmt.Errorf("connect to node %s: %w", d.peer, err)
+		return nil, err
 	}
 	session := lockstep.Session{Start: h.cfg.Start, Conn: h.conns.Add(1)}
 	l := &link{
@@ -432,7 +427,7 @@ func (h *Host) hello(conn net.Conn, hello wire.Hello) (wire.HelloReply, error) {
 		return answer, fmt.Errorf("hello to node %s: %w", hello.To, err)
 	}
 	if _, err := wire.ReadJSON(conn, wire.KindHelloReply, &answer); err != nil {
-		return answer, fmt.Errorf("hello from node %s: %w", hello.To, err)
+		return answer, fmt.Errorf("hello from node %s: %w", hello.To, h.noteRefusal(peertls.Rejected(err), "to", hello.To))
 	}
 	if answer.Error != "" {
 		return answer, fmt.Errorf("node %s refused the link: %s", hello.To, answer.Error)

@@ -192,14 +192,22 @@ func benchWrite(b *testing.B, v *Volume, par int) {
 	})
 }
 
+// overLinks runs a benchmark over plain links, and over links with TLS.
+func overLinks(b *testing.B, run func(b *testing.B, change func(*Config))) {
+	b.Run("plain", func(b *testing.B) { run(b, func(*Config) {}) })
+	b.Run("tls", func(b *testing.B) { run(b, secured(b, newSite(b))) })
+}
+
 func BenchmarkWriteTwoSided(b *testing.B) {
-	for _, par := range []int{1, 8} {
-		b.Run(fmt.Sprintf("x%d", par), func(b *testing.B) {
-			p := newPair(b, b.TempDir(), b.TempDir())
-			p.sync(b)
-			benchWrite(b, p.a.Volume("va"), par)
-		})
-	}
+	overLinks(b, func(b *testing.B, change func(*Config)) {
+		for _, par := range []int{1, 8} {
+			b.Run(fmt.Sprintf("x%d", par), func(b *testing.B) {
+				p := newPairWith(b, change, b.TempDir(), b.TempDir())
+				p.sync(b)
+				benchWrite(b, p.a.Volume("va"), par)
+			})
+		}
+	})
 }
 
 func BenchmarkWriteOneSided(b *testing.B) {
@@ -217,9 +225,13 @@ func BenchmarkWritePlain(b *testing.B) {
 
 // BenchmarkBatch writes as the NBD server does: depth writes at a time, over a link between two pools.
 func BenchmarkBatch(b *testing.B) {
+	overLinks(b, benchBatch)
+}
+
+func benchBatch(b *testing.B, change func(*Config)) {
 	for _, depth := range []int{1, 32} {
 		b.Run(fmt.Sprintf("qd%d", depth), func(b *testing.B) {
-			p := newPair(b, b.TempDir(), b.TempDir())
+			p := newPairWith(b, change, b.TempDir(), b.TempDir())
 			p.sync(b)
 			v := p.a.Volume("va")
 			batch, o := v.NewBatch(), &outcome{ch: make(chan error, depth)}

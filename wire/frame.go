@@ -145,6 +145,9 @@ func (h *Header) Put(p []byte) {
 // ErrFrame marks bytes that are not a frame of this protocol; the link is closed.
 var ErrFrame = fmt.Errorf("bad replication frame: %w", lockstep.ErrCorrupt)
 
+// ErrTLS: the bytes are the first of a TLS handshake.
+var ErrTLS = errors.New("a TLS handshake where a frame was expected")
+
 // Parse decodes and checks a header. It refuses a body longer than its kind may have, so that a
 // reader never allocates what a peer merely claims.
 func (h *Header) Parse(p []byte) error {
@@ -153,6 +156,9 @@ func (h *Header) Parse(p []byte) error {
 	}
 	be := binary.BigEndian
 	if m := be.Uint32(p[0:]); m != Magic {
+		if p[0] == 22 && p[1] == 3 { // RFC 8446, 5.1: a handshake record
+			return fmt.Errorf("%w: %w", ErrFrame, ErrTLS)
+		}
 		return fmt.Errorf("%w: magic %#x", ErrFrame, m)
 	}
 	if got, want := be.Uint32(p[92:]), Checksum(p[:92]); got != want {

@@ -112,6 +112,11 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Logger: log, Registry: registry,
 	}), log)
 
+	if cfg.TLSCert != "" {
+		if server.TLSConfig, err = newAPITLS(cfg, log); err != nil {
+			return err
+		}
+	}
 	if cfg.PIDFile != "" {
 		if err := os.WriteFile(cfg.PIDFile, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644); err != nil {
 			return fmt.Errorf("write the pid file: %w", err)
@@ -120,7 +125,7 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return controller.Run(ctx) })
-	g.Go(func() error { return serve(server, listener, cfg) })
+	g.Go(func() error { return serve(server, listener) })
 	g.Go(func() error { return shutdown(ctx, server, cfg.ShutdownTimeout, log) })
 	g.Go(func() error { return warnOfSite(ctx, cfg, controller, log) })
 	if failed != nil {
@@ -149,10 +154,10 @@ func zones(names []string) []lockstep.AZ {
 	return azs
 }
 
-func serve(server *http.Server, listener net.Listener, cfg controllerConfig) error {
+func serve(server *http.Server, listener net.Listener) error {
 	var err error
-	if cfg.TLSCert != "" {
-		err = server.ServeTLS(listener, cfg.TLSCert, cfg.TLSKey)
+	if server.TLSConfig != nil {
+		err = server.ServeTLS(listener, "", "")
 	} else {
 		err = server.Serve(listener)
 	}

@@ -80,7 +80,7 @@ credentials of an openrc or of clouds.yaml.
 	root.AddCommand(
 		newControllerCommand(a), newNodeCommand(a), newConfigCommand(a), newDevCommand(a),
 		newDemoCommand(a), newTortureCommand(a), newVolumeCommand(a), newPairCommand(a), newGroupCommand(a), newStoreCommand(a),
-		newUserCommand(a), newProjectCommand(a), newRoleCommand(a), newVersionCommand(a),
+		newUserCommand(a), newProjectCommand(a), newRoleCommand(a), newCACommand(a), newVersionCommand(a),
 	)
 	for _, c := range allCommands(root) {
 		if c != root {

@@ -345,6 +345,7 @@ func TestCommandLine(t *testing.T) {
 	}
 
 	c.users()
+	c.authority()
 
 	// Where nobody answers.
 	c.run(done, "dev", "stop", "controller", "--dir", d.dir)

@@ -114,7 +114,7 @@ func (c *cluster) node(az, name string, endpoints []string) {
 	c.t.Helper()
 	h := c.net.add(az, name)
 	c.host[name] = h
-	conf := fmt.Sprintf("id: %s\naz: %s\npool: %s\nnbd_socket: %s\nreplicate: %s\ntrip_after: %s\nlease_ttl: 600ms\nheartbeat: 150ms\netcd_endpoints: [%s]\n",
+	conf := fmt.Sprintf("id: %s\naz: %s\npool: %s\nnbd_socket: %s\nreplicate: %s\ninsecure_replication: true\ntrip_after: %s\nlease_ttl: 600ms\nheartbeat: 150ms\netcd_endpoints: [%s]\n",
 		name, az, c.path(name, ".pool"), c.path(name, ".sock"), h.addr(7000), tripAfter, strings.Join(endpoints, ","))
 	for _, err := range []error{os.MkdirAll(c.path(name, ".pool"), 0o700), os.WriteFile(c.path(name, ".yaml"), []byte(conf), 0o600)} {
 		if err != nil {

@@ -54,7 +54,7 @@ func newMachine(t *testing.T, dir, az, etcd string, bin, guest []byte) *machine 
 	_, replPort, _ := net.SplitHostPort(m.repl) // freeAddr's
 	_, etcdPort, _ := net.SplitHostPort(etcd)
 	// It is slow, and may not look dead for that.
-	conf := fmt.Sprintf("id: %s-1\naz: %s\npool: /disk/pool\nreplicate: 0.0.0.0:7000\nadvertise: 10.0.2.2:%s\nnbd_address: 0.0.0.0:10809\n"+
+	conf := fmt.Sprintf("id: %s-1\naz: %s\npool: /disk/pool\nreplicate: 0.0.0.0:7000\ninsecure_replication: true\nadvertise: 10.0.2.2:%s\nnbd_address: 0.0.0.0:10809\n"+
 		"etcd_endpoints: [http://10.0.2.2:%s]\ntrip_after: 4s\nlease_ttl: 2s\nheartbeat: 500ms\nflush_every: 10s\n", az, az, replPort, etcdPort)
 	var cpio archive
 	for _, d := range []string{"dev", "proc", "sys", "tmp", "etc", "modules"} {
