@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/api/identity"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/control"
 )
@@ -31,10 +32,14 @@ func (s *server) base(r *http.Request) string {
 	return "http://" + r.Host
 }
 
-func caller(req *rest.Request, t *identity.Token) control.Caller {
-	return control.Caller{
-		Project: lockstep.ProjectID(t.Project.ID), User: t.UserID, RequestID: req.ID, Admin: t.Admin(),
+func (s *server) caller(req *rest.Request, t *identity.Token) control.Caller {
+	c := control.Caller{
+		User: t.UserID, RequestID: req.ID, Admin: t.Admin(), Operator: s.cfg.Policy.Admits(t.Roles, policy.Operator),
 	}
+	if t.Project != nil {
+		c.Project = lockstep.ProjectID(t.Project.ID)
+	}
+	return c
 }
 
 // recorder notes what was answered.
