@@ -228,6 +228,7 @@ type Bootstrapped struct {
 	UserID      string `json:"user_id"`
 	UserName    string `json:"user_name"`
 	Created     bool   `json:"-"` // by this call
+	Upgraded    int    `json:"-"` // assignments and credentials that got the role operator by this call
 }
 
 // Bootstrap creates the domain Default, a project and a user with all roles on both, in one transaction. If that
@@ -243,7 +244,8 @@ func Bootstrap(ctx context.Context, st store.Store, cfg BootstrapConfig) (Bootst
 			return b, err
 		}
 	}
-	return b, upgradeRoles(ctx, st)
+	b.Upgraded, err = upgradeRoles(ctx, st)
+	return b, err
 }
 
 // firstStart makes what Bootstrap says, unless another controller was first.

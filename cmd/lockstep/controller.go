@@ -101,15 +101,22 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 	if boot.Created {
 		log.Info("made the first user", "user", boot.UserName, "project", boot.ProjectName, "project_id", boot.ProjectID)
 	}
+	if boot.Upgraded > 0 {
+		log.Info("whoever had the role member keeps what it could do: the role operator was added", "assignments_and_credentials", boot.Upgraded)
+	}
 	users, err := identity.New(identity.Config{Store: st, Region: cfg.Region, Logger: log})
 	if err != nil {
 		return err
 	}
 	controller := control.New(control.Config{Store: st, ID: cfg.ID, Region: cfg.Region, Zones: zones(cfg.AZs), StoreSites: cfg.storeSites(), Logger: log})
+	policy, err := cfg.policy()
+	if err != nil {
+		return err // validated
+	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	server := api.NewHTTPServer(cfg.Listen, api.New(api.Config{
-		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Logger: log, Registry: registry,
+		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Policy: policy, Logger: log, Registry: registry,
 	}), log)
 
 	if cfg.PIDFile != "" {
