@@ -285,7 +285,7 @@ func TestRulesAreDeliberate(t *testing.T) {
 	}
 	onRoles := func(method string) string { return " " + method + " /identity/v3/" }
 	for kind, words := range map[string]string{
-		"operator": "lockstep-release lockstep-one-sided os-failover-replication-consistency-group os-reprotect-replication-consistency-group os-reverse-replication-consistency-group",
+		"operator": "DELETE /v2/{project_id}/os-vendor-replication-consistency-groups/{id}/divergence-images/{image_id} lockstep-release lockstep-one-sided os-failover-replication-consistency-group os-reprotect-replication-consistency-group os-reverse-replication-consistency-group",
 		"admin":    "lockstep-accept-directory lockstep-accept-lost-secondary lockstep-back-out lockstep-confirm-node-off lockstep-continue os-force_detach os-migrate_volume os-reset_status os-unmanage PUT /v2/{project_id}/os-lockstep-nodes/{id} POST /v2/{project_id}/os-lockstep-store-recovery",
 		"no token": "GET / GET /v2 GET /v3 GET /image GET /healthz GET /readyz GET /metrics GET /identity GET /identity/v3 POST /identity/v3/auth/tokens",
 		"a token that manages a domain": "POST /identity/v3/users PATCH /identity/v3/users/{id} DELETE /identity/v3/users/{id} POST /identity/v3/projects PATCH /identity/v3/projects/{id} DELETE /identity/v3/projects/{id} POST /identity/v3/domains PATCH /identity/v3/domains/{id} DELETE /identity/v3/domains/{id}" +

@@ -43,7 +43,8 @@ func Routes(svc control.Service) []rest.Route {
 	v2(http.MethodGet, groups+"/{id}/explain", a.explain)
 	v2(http.MethodGet, groups+"/{id}/failover-preview", a.failoverPreview)
 	v2(http.MethodGet, groups+"/{id}/divergence-images", a.divergenceImages)
-	v2(http.MethodDelete, groups+"/{id}/divergence-images/{image_id}", a.deleteDivergenceImage)
+	// What a forced failover gave up is given up for good here.
+	by(policy.Project(policy.Operator), "/v2", http.MethodDelete, groups+"/{id}/divergence-images/{image_id}", a.deleteDivergenceImage)
 
 	v2(http.MethodGet, "/os-lockstep-nodes", a.nodes)
 	by(policy.Project(policy.Admin), "/v2", http.MethodPut, "/os-lockstep-nodes/{id}", a.updateNode)
