@@ -138,6 +138,32 @@ func TestUpgradeCutOff(t *testing.T) {
 	}
 }
 
+// rivalStore changes what a transaction is about just before it, some times.
+type rivalStore struct {
+	store.Store
+	left int
+}
+
+func (r *rivalStore) Txn(ctx context.Context, cmps []store.Cmp, ops []store.Op) (bool, int64, error) {
+	if kv, err := r.Get(ctx, ops[0].Key); r.left > 0 && err == nil {
+		r.left--
+		if _, _, err := r.Store.Txn(ctx, nil, []store.Op{{Key: kv.Key, Value: kv.Value}}); err != nil {
+			return false, 0, err
+		}
+	}
+	return r.Store.Txn(ctx, cmps, ops)
+}
+
+// TestUpgradeBesideOthers: what is changed meanwhile is looked at again, and never overwritten.
+func TestUpgradeBesideOthers(t *testing.T) {
+	st, _, b, _ := setup(t)
+	want := wanted(old(t, st, b, 2))
+	if _, err := Bootstrap(t.Context(), &rivalStore{st, 3}, BootstrapConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	want.check(t, st)
+}
+
 // TestNewerRoles: a build does not serve roles whose meaning it does not know.
 func TestNewerRoles(t *testing.T) {
 	st, _, _, _ := setup(t)
