@@ -53,6 +53,8 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	inFlight prometheus.Gauge
+
+	auditLines, auditFailures prometheus.Counter
 }
 
 func newMetrics(reg *prometheus.Registry) *metrics {
@@ -68,7 +70,13 @@ func newMetrics(reg *prometheus.Registry) *metrics {
 			Name: "lockstep_api_requests_in_flight", Help: "Requests that are being answered.",
 		}),
 	}
-	reg.MustRegister(m.requests, m.seconds, m.inFlight)
+	m.auditLines = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "lockstep_audit_lines_total", Help: "Lines written to the audit log.",
+	})
+	m.auditFailures = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "lockstep_audit_failures_total", Help: "Lines that the audit log lacks, because they could not be written.",
+	})
+	reg.MustRegister(m.requests, m.seconds, m.inFlight, m.auditLines, m.auditFailures)
 	return m
 }
 

@@ -30,6 +30,7 @@ func (s *server) validate(req *rest.Request) (*identity.Token, error) {
 	if err != nil {
 		return nil, err
 	}
+	req.Credential = t.AppCred
 	req.Caller = s.caller(req, t) // also of a call that is refused: the log tells who it was
 	return t, nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lockstep-dr/lockstep/api/audit"
 	"github.com/lockstep-dr/lockstep/api/cinder"
 	"github.com/lockstep-dr/lockstep/api/evs"
 	"github.com/lockstep-dr/lockstep/api/identity"
@@ -38,6 +39,7 @@ type Config struct {
 	// catalog. "": whatever host the request names, with http or, on TLS connections, https.
 	PublicURL string
 	Logger    *slog.Logger         // nil: no log
+	Audit     *audit.Log           // nil: none but the log's lines
 	Registry  *prometheus.Registry // nil: a new one; /metrics serves it
 }
 
@@ -239,6 +241,7 @@ func (s *server) noRoute(w *recorder, req *rest.Request, h http.Handler) {
 // fail answers an error; what the answer does not tell goes to the log.
 func (s *server) fail(w *recorder, req *rest.Request, err error) {
 	f := faultOf(err)
+	w.code = f.code
 	if f.hidden {
 		level := slog.LevelWarn
 		if f.status == http.StatusInternalServerError {

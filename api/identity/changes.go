@@ -273,7 +273,7 @@ func (s *Service) ownPassword(r *rest.Request, t *Token) (any, error) {
 	if err := o.Err(); err != nil {
 		return nil, err
 	}
-	if _, err := s.checkPassword(r.Context(), login{userID: t.UserID, password: original, remote: remoteHost(r)}); err != nil {
+	if _, err := s.checkPassword(r.Context(), login{userID: t.UserID, password: original, remote: r.RemoteHost()}); err != nil {
 		return nil, err
 	}
 	hash, err := HashPassword(password)

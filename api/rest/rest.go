@@ -7,6 +7,7 @@ package rest
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"time"
 
@@ -64,6 +65,17 @@ type Request struct {
 	// Action and Made are for the audit trail: the action that a body asks for, and the id of what
 	// the call made. Handlers set them where the path does not tell.
 	Action, Made string
+	// Credential is the id of the application credential that the token stems from, if from one.
+	Credential string
+}
+
+// RemoteHost is the address a request came from, without its port.
+func (r *Request) RemoteHost() string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
 }
 
 // Handler answers a request, or returns an error and has written nothing.

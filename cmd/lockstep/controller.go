@@ -19,6 +19,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/api"
+	"github.com/lockstep-dr/lockstep/api/audit"
 	"github.com/lockstep-dr/lockstep/api/identity"
 	"github.com/lockstep-dr/lockstep/control"
 	"github.com/lockstep-dr/lockstep/store/etcdstore"
@@ -69,6 +70,12 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 		return fmt.Errorf("listen for the API: %w", err)
 	}
 	defer listener.Close() // closed by the server before; a second close says so and means nothing
+	auditLog, err := audit.Open(cfg.AuditLog)
+	if err != nil {
+		return fmt.Errorf("audit_log: %w", err)
+	}
+	defer closeWith(auditLog)
+	hup := hangups(auditLog)
 
 	var failed <-chan error // of the embedded member; nil: there is none
 	files := etcdstore.TLSFiles{CA: cfg.EtcdCA, Cert: cfg.EtcdCert, Key: cfg.EtcdKey}
@@ -116,7 +123,7 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	server := api.NewHTTPServer(cfg.Listen, api.New(api.Config{
-		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Policy: policy, Logger: log, Registry: registry,
+		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Policy: policy, Logger: log, Audit: auditLog, Registry: registry,
 	}), log)
 
 	if cfg.PIDFile != "" {
@@ -140,6 +147,7 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 			}
 		})
 	}
+	g.Go(func() error { return reopenAudit(ctx, hup, auditLog, log) })
 	log.Info("API runs", "url", cfg.publicURL(), "region", cfg.Region)
 	if err := g.Wait(); err != nil {
 		return err

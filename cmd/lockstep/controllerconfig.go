@@ -33,6 +33,7 @@ type controllerConfig struct {
 	AdminProject      string        `yaml:"admin_project"`
 	AdminPasswordFile string        `yaml:"admin_password_file"`
 	FailoverRole      string        `yaml:"failover_role"`
+	AuditLog          string        `yaml:"audit_log"`
 	PIDFile           string        `yaml:"pid_file"`
 	LogLevel          string        `yaml:"log_level"`
 	LogFormat         string        `yaml:"log_format"`
@@ -59,6 +60,7 @@ var controllerHelp = map[string]string{
 	"admin_project":       "project that is made at the first start",
 	"admin_password_file": "file with the password of admin_user, read at start",
 	"failover_role":       "least role that may decide which side of a group serves: operator or member",
+	"audit_log":           "file for the audit trail as lines of JSON, opened anew at SIGHUP; -: standard output; empty: in the log only",
 	"pid_file":            "file for the process id, removed at a clean stop",
 	"log_level":           "debug, info, warn or error",
 	"log_format":          "text or json",

@@ -48,7 +48,7 @@ func (c *cli) users() {
 	as("first", failed, "volume", "list") // no role
 	c.run(done, "role", "grant", "reader", "--user", "bob", "--project", "team")
 	as("first", done, "volume", "list")
-	as("first", failed, "volume", "create", "--size", "1", "--az", "az1") // a reader changes nothing
+	as("first", failed, "volume", "create", "--size", "1", "--availability-zone", "az1") // a reader changes nothing
 	c.run(done, "role", "revoke", "reader", "--user", "bob", "--project", "team", "--yes")
 	c.run(done, "role", "grant", "member", "--user", "bob", "--project", "team")
 	c.run(done, "role", "grant", "member", "--user", "bob", "--project", "team")
