@@ -363,6 +363,10 @@ func TestSyncIsReprotect(t *testing.T) {
 	m.serveWith(policy.Policy{})
 	before := m.everything()
 	m.want(sync("member"), 403, "needs the role operator")
+	for _, who := range []string{"reader", "member", "operator"} { // explain rehearses a sync, too
+		a := m.do("GET", "/v2/"+m.project+groupsPath+"/"+string(id)+"/explain", "", m.as[who])
+		m.want(a, 200, `"action":"sync"`)
+	}
 	if !reflect.DeepEqual(before, m.everything()) {
 		t.Error("the store changed")
 	}
