@@ -345,15 +345,13 @@ func TestHiddenAction(t *testing.T) {
 func TestSyncIsReprotect(t *testing.T) {
 	m := newMatrix(t)
 	id := lockstep.GroupID(m.ids["os-vendor-replication-consistency-groups"])
-	rec, rev, err := store.GetT[protocol.Record](t.Context(), m.store, store.KeyRecord(id))
-	ok(t, err)
 	sync := func(who string) answer {
 		t.Helper()
 		return m.do("POST", "/v2/"+m.project+groupsPath+"/"+string(id)+"/action", `{"os-sync-replication-consistency-group":null}`, m.as[who])
 	}
 	m.want(sync("reader"), 403, "role member")
 	m.want(sync("member"), 200, "")
-	rec, rev, err = store.GetT[protocol.Record](t.Context(), m.store, store.KeyRecord(id))
+	rec, rev, err := store.GetT[protocol.Record](t.Context(), m.store, store.KeyRecord(id))
 	ok(t, err)
 	rec.State, rec.FailedOver = protocol.StateNormal, true
 	done, _, err := m.store.Txn(t.Context(), []store.Cmp{{Key: store.KeyRecord(id), ModRev: rev}}, []store.Op{{Key: store.KeyRecord(id), Value: store.Encode(rec)}})
