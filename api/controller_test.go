@@ -59,6 +59,7 @@ func keepDisks(ctx context.Context, st store.Store) error {
 type live struct {
 	*rig
 	ctx  context.Context
+	ctrl *control.Controller
 	stop func() // the controller and what stands in for nodes; the API goes on
 }
 
@@ -100,7 +101,7 @@ func newLive(t *testing.T) *live {
 		})
 	}
 	t.Cleanup(stop)
-	return &live{rig: r, ctx: ctx, stop: stop}
+	return &live{rig: r, ctx: ctx, ctrl: ctrl, stop: stop}
 }
 
 // until polls below the project until the answer has that status and text, as clients do: anything

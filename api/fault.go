@@ -37,6 +37,7 @@ type fault struct {
 	status  int
 	message string
 	header  http.Header
+	code    string // the vendor's, if there is one
 	// hidden: the message does not tell the error, which belongs into the log.
 	hidden bool
 }
@@ -45,12 +46,12 @@ type fault struct {
 func faultOf(err error) fault {
 	var refused *rest.Error
 	if errors.As(err, &refused) {
-		f := fault{status: refused.Status, message: refused.Error(), header: refused.Header}
+		f := fault{status: refused.Status, message: refused.Error(), code: refused.Code, header: refused.Header}
 		return f.withRetry()
 	}
 	var domain *control.Error
 	if errors.As(err, &domain) {
-		f := fault{status: statusOf(domain.Kind), message: domain.Error(), hidden: domain.Cause != nil}
+		f := fault{status: statusOf(domain.Kind), message: domain.Error(), code: domain.Code, hidden: domain.Cause != nil}
 		if f.status == http.StatusInternalServerError { // its text is for the log, its code for clients
 			f.hidden, f.message = true, unexpected
 			if domain.Code != "" {

@@ -219,13 +219,13 @@ func TestApplicationCredentials(t *testing.T) {
 	}
 	a, _, _ = issue(`{"name":"ci"}`)
 	r.is(a, 409)
-	a, _, _ = issue(`{"name":"r","roles":[{"name":"reader"}]}`) // admin and member are what the user has
+	a, _, _ = issue(`{"name":"r","roles":[{"name":"nobody"}]}`)
 	r.is(a, 400, "not among")
 	a, _, _ = issue(`{"name":"past","expires_at":"2001-01-01T00:00:00Z"}`)
 	r.is(a, 400, "future")
 	a, tok := r.enter(credIdent(`"id":"`+id+`"`, secret), "")
 	r.is(a, 201, `"restricted":true`, `"id":"`+r.project+`"`)
-	if !strings.Contains(a.body, `"roles":[{"id":"`+r.roleID("member")+`","name":"member"}]`) {
+	if !strings.Contains(a.body, `"roles":[{"id":"`+r.roleID("member")+`","name":"member"},{"id":"`+r.roleID("reader")+`","name":"reader"}]`) {
 		t.Errorf("roles: %s", a.body)
 	}
 	a, _ = r.enter(credIdent(`"name":"ci","user":{"name":"admin","domain":{"id":"default"}}`, secret), "")
@@ -267,12 +267,20 @@ func TestApplicationCredentials(t *testing.T) {
 	a, _ = r.enter(credIdent(`"id":"`+id+`"`, secret), "")
 	r.is(a, 401)
 
-	// It ends with a role, and does not come back with it.
-	a, id, secret = issue(`{"name":"role","roles":[{"name":"member"}]}`)
+	// It stays with a role that another one implies, and ends with the last of these, for good.
+	w := r.person("w", "default", map[string]string{r.project: "member"}, inProject(r.project))
+	creds = v3 + "/users/" + w.id + "/application_credentials"
+	a, _, _ = issue(`{"name":"more","roles":[{"name":"operator"}]}`, w.as) // a role that the user has not, and no other implies
+	r.is(a, 400, "not among")
+	a, id, secret = issue(`{"name":"role","roles":[{"name":"reader"}]}`, w.as)
 	r.is(a, 201)
-	member := v3 + "/projects/" + r.project + "/users/" + r.boot.UserID + "/roles/" + r.roleID("member")
-	r.is(r.do("DELETE", member, ""), 204)
-	r.is(r.do("PUT", member, ""), 204)
+	on := v3 + "/projects/" + r.project + "/users/" + w.id + "/roles/"
+	r.is(r.do("PUT", on+r.roleID("operator"), ""), 204)
+	r.is(r.do("DELETE", on+r.roleID("member"), ""), 204)
+	a, _ = r.enter(credIdent(`"id":"`+id+`"`, secret), "")
+	r.is(a, 201)
+	r.is(r.do("DELETE", on+r.roleID("operator"), ""), 204)
+	r.is(r.do("PUT", on+r.roleID("operator"), ""), 204)
 	a, _ = r.enter(credIdent(`"id":"`+id+`"`, secret), "")
 	r.is(a, 401)
 }
@@ -307,9 +315,9 @@ func TestLoginThrottle(t *testing.T) {
 	r.is(a, 401)
 	ok(t, r.users.Assign(t.Context(), identity.Assignment{User: u.ID, Project: r.project, Roles: []string{identity.RoleMember}}))
 	// A role that no rule knows would look like a bound and be none.
-	err = r.users.Assign(t.Context(), identity.Assignment{User: u.ID, Project: r.project, Roles: []string{"reader"}})
+	err = r.users.Assign(t.Context(), identity.Assignment{User: u.ID, Project: r.project, Roles: []string{"auditor"}})
 	if !errors.Is(err, identity.ErrInvalid) {
-		t.Errorf("the role reader was given: %v", err)
+		t.Errorf("the role auditor was given: %v", err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/api/identity"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/control"
 )
@@ -31,10 +32,14 @@ func (s *server) base(r *http.Request) string {
 	return "http://" + r.Host
 }
 
-func caller(req *rest.Request, t *identity.Token) control.Caller {
-	return control.Caller{
-		Project: lockstep.ProjectID(t.Project.ID), User: t.UserID, RequestID: req.ID, Admin: t.Admin(),
+func (s *server) caller(req *rest.Request, t *identity.Token) control.Caller {
+	c := control.Caller{
+		User: t.UserID, RequestID: req.ID, Admin: t.Admin(), Operator: s.cfg.Policy.Admits(t.Roles, policy.Operator),
 	}
+	if t.Project != nil {
+		c.Project = lockstep.ProjectID(t.Project.ID)
+	}
+	return c
 }
 
 // recorder notes what was answered.
@@ -42,6 +47,7 @@ type recorder struct {
 	http.ResponseWriter
 	req    *rest.Request // set once the request has a route
 	status int           // 0: nothing written yet
+	code   string        // the vendor's code of an error
 	bytes  int64
 }
 
@@ -96,42 +102,6 @@ func (s *server) done(w *recorder, req *rest.Request, took time.Duration) {
 	s.log.Log(req.Context(), level, "request", "request_id", req.ID, "method", clip(req.Method),
 		"path", req.URL.Path, "query", req.URL.RawQuery, "status", w.status, "bytes", w.bytes,
 		"duration", took, "project", string(req.Caller.Project), "user", req.Caller.User, "remote", req.RemoteAddr)
-}
-
-// audit is the trail of changes: one line for each call that may change something, whatever came of
-// it. Calls that only look are in the request log.
-func (s *server) audit(w *recorder, req *rest.Request, route string) {
-	action := map[string]string{
-		http.MethodPost: "create", http.MethodPut: "update", http.MethodPatch: "update", http.MethodDelete: "delete",
-	}[req.Method]
-	if action == "" || w.req == nil {
-		return
-	}
-	if req.Action != "" {
-		action = req.Action
-	} else if strings.HasSuffix(route, "/action") {
-		action = "action" // of which the body did not say which
-	}
-	resource := strings.TrimPrefix(req.URL.Path, "/")
-	if strings.Contains(route, "{project_id}") { // below the project: the kind of thing, and its id
-		if parts := strings.SplitN(resource, "/", 3); len(parts) == 3 {
-			resource = parts[2]
-		}
-	}
-	resource = strings.TrimSuffix(resource, "/action")
-	if req.Made != "" {
-		resource += "/" + req.Made
-	}
-	result := "taken"
-	switch {
-	case w.status >= http.StatusInternalServerError:
-		result = "failed"
-	case w.status >= http.StatusBadRequest:
-		result = "refused"
-	}
-	s.log.LogAttrs(req.Context(), slog.LevelInfo, "audit",
-		slog.String("request_id", req.ID), slog.String("user", req.Caller.User), slog.String("project", string(req.Caller.Project)),
-		slog.String("action", action), slog.String("resource", resource), slog.String("result", result), slog.Int("status", w.status))
 }
 
 // clip bounds a method, which may be any token a client invents.

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/store"
 )
@@ -25,15 +26,16 @@ func isOperatorPath(path string) bool {
 // operatorRoutes need no token; they tell nothing about projects.
 func (s *server) operatorRoutes() []rest.Route {
 	prom := promhttp.HandlerFor(s.cfg.Registry, promhttp.HandlerOpts{})
+	open := policy.Open("tells nothing about projects")
 	return []rest.Route{
-		{Method: http.MethodGet, Path: "/metrics", Handle: func(w http.ResponseWriter, r *rest.Request) error {
+		{Method: http.MethodGet, Path: "/metrics", Rule: open, Handle: func(w http.ResponseWriter, r *rest.Request) error {
 			prom.ServeHTTP(w, r.Request)
 			return nil
 		}},
-		{Method: http.MethodGet, Path: "/healthz", Handle: func(w http.ResponseWriter, _ *rest.Request) error {
+		{Method: http.MethodGet, Path: "/healthz", Rule: open, Handle: func(w http.ResponseWriter, _ *rest.Request) error {
 			return rest.WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 		}},
-		{Method: http.MethodGet, Path: "/readyz", Handle: s.ready},
+		{Method: http.MethodGet, Path: "/readyz", Rule: open, Handle: s.ready},
 	}
 }
 
@@ -51,6 +53,8 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	inFlight prometheus.Gauge
+
+	auditLines, auditFailures prometheus.Counter
 }
 
 func newMetrics(reg *prometheus.Registry) *metrics {
@@ -66,7 +70,13 @@ func newMetrics(reg *prometheus.Registry) *metrics {
 			Name: "lockstep_api_requests_in_flight", Help: "Requests that are being answered.",
 		}),
 	}
-	reg.MustRegister(m.requests, m.seconds, m.inFlight)
+	m.auditLines = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "lockstep_audit_lines_total", Help: "Lines written to the audit log.",
+	})
+	m.auditFailures = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "lockstep_audit_failures_total", Help: "Lines that the audit log lacks, because they could not be written.",
+	})
+	reg.MustRegister(m.requests, m.seconds, m.inFlight, m.auditLines, m.auditFailures)
 	return m
 }
 

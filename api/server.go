@@ -10,14 +10,17 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lockstep-dr/lockstep/api/audit"
 	"github.com/lockstep-dr/lockstep/api/cinder"
 	"github.com/lockstep-dr/lockstep/api/evs"
 	"github.com/lockstep-dr/lockstep/api/identity"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/control"
 	"github.com/lockstep-dr/lockstep/store"
@@ -30,10 +33,13 @@ type Config struct {
 	Identity *identity.Service
 	// Region is the region's name; "" is the one of Identity. It must not differ from that.
 	Region string
+	// Policy is what the deployment chose of the roles.
+	Policy policy.Policy
 	// PublicURL is what clients reach the API under, without a path; it goes into links and the
 	// catalog. "": whatever host the request names, with http or, on TLS connections, https.
 	PublicURL string
 	Logger    *slog.Logger         // nil: no log
+	Audit     *audit.Log           // nil: none but the log's lines
 	Registry  *prometheus.Registry // nil: a new one; /metrics serves it
 }
 
@@ -45,7 +51,7 @@ type server struct {
 }
 
 // New makes the handler of the whole API. It panics on a Config without Service, Store or
-// Identity, which is a mistake of the caller.
+// Identity, which is a mistake of the caller, and on a route without a sound rule.
 func New(cfg Config) http.Handler {
 	if cfg.Service == nil || cfg.Store == nil || cfg.Identity == nil {
 		panic("api.New: Service, Store and Identity are needed")
@@ -64,16 +70,20 @@ func New(cfg Config) http.Handler {
 	}
 	cfg.PublicURL = strings.TrimRight(cfg.PublicURL, "/")
 	s := &server{cfg: cfg, log: cfg.Logger, mux: http.NewServeMux(), metrics: newMetrics(cfg.Registry)}
-	s.add(versionRoutes())
-	s.add(cfg.Identity.Routes())
-	s.add(cinder.Routes(cfg.Service))
-	s.add(evs.Routes(cfg.Service))
-	s.add(s.operatorRoutes())
+	s.add(s.routes())
 	return s
+}
+
+// routes are all calls of the API.
+func (s *server) routes() []rest.Route {
+	return slices.Concat(versionRoutes(), s.cfg.Identity.Routes(), cinder.Routes(s.cfg.Service), evs.Routes(s.cfg.Service), s.operatorRoutes())
 }
 
 func (s *server) add(routes []rest.Route) {
 	for _, rt := range routes {
+		if err := rt.Rule.Check(rt.Method, rt.Path); err != nil {
+			panic("api.New: the rule of " + rt.Method + " " + rt.Path + ": " + err.Error())
+		}
 		s.mux.Handle(rt.Method+" "+rt.Path, s.route(rt))
 	}
 }
@@ -181,7 +191,7 @@ func checkQuery(raw string) error {
 	return nil
 }
 
-// route is the handler of one call: token, project, microversion, then the call itself.
+// route is the handler of one call: its rule, microversion, then the call itself.
 func (s *server) route(rt rest.Route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec, ok := w.(*recorder)
@@ -198,10 +208,10 @@ func (s *server) route(rt rest.Route) http.Handler {
 }
 
 func (s *server) call(w http.ResponseWriter, req *rest.Request, rt rest.Route) error {
-	if rt.Auth == rest.AuthProject {
-		if err := s.authorize(req); err != nil {
-			return err
-		}
+	if err := s.admit(req, rt.Rule); err != nil {
+		return err
+	}
+	if rt.Rule.Scope == policy.ScopeProject {
 		if err := negotiate(w, req); err != nil {
 			return err
 		}
@@ -210,29 +220,6 @@ func (s *server) call(w http.ResponseWriter, req *rest.Request, rt rest.Route) e
 		}
 	}
 	return rt.Handle(w, req)
-}
-
-// notProjects are words that stand where a project's id does in paths of other services.
-var notProjects = map[string]bool{"images": true, "extensions": true}
-
-// authorize checks the token and that it is scoped to the project of the path.
-func (s *server) authorize(req *rest.Request) error {
-	project := req.PathValue("project_id")
-	if notProjects[project] {
-		return rest.NotFound("there is nothing at this path")
-	}
-	t, err := s.cfg.Identity.Validate(req.Context(), strings.TrimSpace(req.Header.Get("X-Auth-Token")))
-	if err != nil {
-		return err
-	}
-	if t.Project == nil {
-		return rest.Forbidden("the token is not scoped to a project; this call needs one scoped to project %.80s", project)
-	}
-	req.Caller = caller(req, t) // also of a call that is refused: the log tells who it was
-	if t.Project.ID != project {
-		return rest.Forbidden("the token is scoped to project %s, the path names %.80s", t.Project.ID, project)
-	}
-	return nil
 }
 
 // noRoute answers what the router would have answered in plain text: 405 with Allow, or 404.
@@ -254,6 +241,7 @@ func (s *server) noRoute(w *recorder, req *rest.Request, h http.Handler) {
 // fail answers an error; what the answer does not tell goes to the log.
 func (s *server) fail(w *recorder, req *rest.Request, err error) {
 	f := faultOf(err)
+	w.code = f.code
 	if f.hidden {
 		level := slog.LevelWarn
 		if f.status == http.StatusInternalServerError {

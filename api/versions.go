@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/lockstep-dr/lockstep/api/identity"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 )
 
@@ -23,11 +24,12 @@ func versionRoutes() []rest.Route {
 			return rest.WriteJSON(w, status, map[string]any{"versions": docs})
 		}
 	}
+	open := policy.Open("tells which versions are spoken")
 	return []rest.Route{
-		{Method: http.MethodGet, Path: "/{$}", Handle: doc(http.StatusMultipleChoices, versionV2, versionV3)},
-		{Method: http.MethodGet, Path: "/v2", Handle: doc(http.StatusOK, versionV2)},
-		{Method: http.MethodGet, Path: "/v3", Handle: doc(http.StatusOK, versionV3)},
-		{Method: http.MethodGet, Path: identity.ImagePrefix, Handle: doc(http.StatusMultipleChoices, versionImage)},
+		{Method: http.MethodGet, Path: "/{$}", Rule: open, Handle: doc(http.StatusMultipleChoices, versionV2, versionV3)},
+		{Method: http.MethodGet, Path: "/v2", Rule: open, Handle: doc(http.StatusOK, versionV2)},
+		{Method: http.MethodGet, Path: "/v3", Rule: open, Handle: doc(http.StatusOK, versionV3)},
+		{Method: http.MethodGet, Path: identity.ImagePrefix, Rule: open, Handle: doc(http.StatusMultipleChoices, versionImage)},
 	}
 }
 

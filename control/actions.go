@@ -48,6 +48,9 @@ func (c *Controller) decide(t *tx, caller Caller, id lockstep.GroupID, a Action)
 	if err != nil || v == NoOp {
 		return x, err
 	}
+	if a == ActionSync && x.status == StatusFailovered && !caller.Operator {
+		return nil, &Error{Kind: KindForbidden, Message: "in status failovered a sync is a reprotect, which overwrites the old primary; it needs the role operator"}
+	}
 	return x, do(x)
 }
 

@@ -162,6 +162,7 @@ func behind(r protocol.Record, seen map[lockstep.NodeID]Sight) (n int64) {
 
 // options rehearses every action and statement.
 func (c *Controller) options(ctx context.Context, caller Caller, id lockstep.GroupID, behind int64) ([]Option, error) {
+	caller.Operator = true // what the group would take; who may ask for it is said elsewhere, and a reader looks, too
 	var out []Option
 	try := func(o Option, build func(t *tx) (effect string, err error)) error {
 		effect, err := build(c.newTx(ctx))

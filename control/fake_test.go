@@ -454,7 +454,7 @@ func (n *fakeNode) commit(ctx context.Context, r protocol.Record, rev int64, ste
 }
 
 // caller is the user of the tests.
-var caller = Caller{Project: "p1", User: "alice", RequestID: "req-1"}
+var caller = Caller{Project: "p1", User: "alice", RequestID: "req-1", Operator: true}
 
 // eventually waits until ask is true.
 func eventually(t testing.TB, what string, ask func() bool) {

@@ -16,7 +16,10 @@ type Caller struct {
 	Project   lockstep.ProjectID // whose things exist for the caller, and no others
 	User      string
 	RequestID string
-	Admin     bool // may make operators' statements about groups of Project, and recover the store
+	// Operator may decide which side of a group serves. Which call needs it the API says, but for a sync of a group
+	// that was failed over.
+	Operator bool
+	Admin    bool // may make operators' statements about groups of Project, and recover the store
 }
 
 // Kind classifies a refusal; api/fault.go translates it.

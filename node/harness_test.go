@@ -27,7 +27,7 @@ import (
 	"github.com/lockstep-dr/lockstep/store/memstore"
 )
 
-var caller = control.Caller{Project: "p", User: "u", RequestID: "r", Admin: true}
+var caller = control.Caller{Project: "p", User: "u", RequestID: "r", Operator: true, Admin: true}
 
 // cluster is a whole deployment in this process: a store in memory, a controller, and nodes on
 // file systems in memory, each behind a proxy through which all its peers reach it.

@@ -2,6 +2,7 @@ package cinder
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/control"
 	"github.com/lockstep-dr/lockstep/store"
@@ -22,27 +24,43 @@ const (
 	statusDetaching = "detaching"
 )
 
-// actions by their key in the body. Each reads its value o, and answers.
-var actions = map[string]func(a *api, w http.ResponseWriter, r *rest.Request, o *rest.Object) error{
-	"os-extend":                (*api).extend,
-	"os-attach":                (*api).attach,
-	"os-detach":                (*api).detach,
-	"os-reserve":               (*api).reserve,
-	"os-unreserve":             (*api).unreserve,
-	"os-begin_detaching":       (*api).beginDetaching,
-	"os-roll_detaching":        (*api).rollDetaching,
-	"os-initialize_connection": (*api).initializeConnection,
-	"os-terminate_connection":  (*api).terminateConnection,
-	"os-set_bootable":          (*api).setBootable,
-	"os-update_readonly_flag":  (*api).setReadOnly,
-	"lockstep-release":         (*api).release,
+// action is one by its key in the body: the least role for it, and what reads its value o and answers.
+type action struct {
+	role policy.Role
+	do   func(a *api, w http.ResponseWriter, r *rest.Request, o *rest.Object) error
 }
 
-// refusedActions are Cinder's that are known and not supported.
-var refusedActions = map[string]bool{
-	"os-volume_upload_image": true, "os-retype": true, "os-migrate_volume": true, "os-force_delete": true,
-	"os-force_detach": true, "os-reset_status": true, "revert": true, "os-set_image_metadata": true,
-	"os-unset_image_metadata": true, "os-show_image_metadata": true, "os-unmanage": true, "os-reimage": true,
+var actions = map[string]action{
+	"os-extend":                {policy.Member, (*api).extend},
+	"os-attach":                {policy.Member, (*api).attach},
+	"os-detach":                {policy.Member, (*api).detach},
+	"os-reserve":               {policy.Member, (*api).reserve},
+	"os-unreserve":             {policy.Member, (*api).unreserve},
+	"os-begin_detaching":       {policy.Member, (*api).beginDetaching},
+	"os-roll_detaching":        {policy.Member, (*api).rollDetaching},
+	"os-initialize_connection": {policy.Member, (*api).initializeConnection},
+	"os-terminate_connection":  {policy.Member, (*api).terminateConnection},
+	"os-set_bootable":          {policy.Member, (*api).setBootable},
+	"os-update_readonly_flag":  {policy.Member, (*api).setReadOnly},
+	// A released DR disk serves what the production disk has served: a second side.
+	"lockstep-release": {policy.Operator, (*api).release},
+}
+
+// refusedActions are Cinder's that are known and not supported. Those that set what others have found out
+// are Cinder's administrators', too.
+var refusedActions = map[string]policy.Role{
+	"os-volume_upload_image": policy.Member, "os-retype": policy.Member, "os-force_delete": policy.Member, "revert": policy.Member,
+	"os-set_image_metadata": policy.Member, "os-unset_image_metadata": policy.Member, "os-show_image_metadata": policy.Member,
+	"os-reimage": policy.Member, "os-migrate_volume": policy.Admin, "os-force_detach": policy.Admin, "os-reset_status": policy.Admin,
+	"os-unmanage": policy.Admin,
+}
+
+func actionRoles() map[string]policy.Role {
+	out := maps.Clone(refusedActions)
+	for key, act := range actions {
+		out[key] = act.role
+	}
+	return out
 }
 
 // pairedActions are those of refusedActions that a disk in a pair cannot undergo anyway, and how
@@ -83,26 +101,20 @@ func (a *api) action(w http.ResponseWriter, r *rest.Request) error {
 		return rest.BadRequest("an action body holds exactly one action, this one holds %d members", len(body.Keys()))
 	}
 	key := body.Keys()[0]
-	act, ok := actions[key]
-	if ok || refusedActions[key] {
-		r.Action = key
-	}
 	if what := pairedActions[key]; what != "" {
 		if err := a.notInPair(r, volumeID(r), what); err != nil {
 			return err
 		}
 	}
-	if !ok && refusedActions[key] {
+	act, ok := actions[key]
+	if !ok { // it is one of refusedActions: the rule of the route lets no others through
 		return rest.NotImplemented("action %s is not supported", key)
-	}
-	if !ok {
-		return rest.BadRequest("there is no action %.80q", key)
 	}
 	o := body.OptObject(key)
 	if err := body.Err(); err != nil {
 		return err
 	}
-	return act(a, w, r, o)
+	return act.do(a, w, r, o)
 }
 
 func (a *api) extend(w http.ResponseWriter, r *rest.Request, o *rest.Object) error {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/control"
 )
@@ -19,38 +20,40 @@ func Routes(svc control.Service) []rest.Route {
 	a := &api{svc: svc}
 	var out []rest.Route
 	for _, prefix := range []string{"/v2/{project_id}", "/v3/{project_id}"} {
-		add := func(method, path string, h rest.Handler) {
-			out = append(out, rest.Route{Method: method, Path: prefix + path, Auth: rest.AuthProject, Handle: h})
+		rule := func(rule policy.Rule, method, path string, h rest.Handler) {
+			out = append(out, rest.Route{Method: method, Path: prefix + path, Rule: rule, Handle: h})
 		}
-		add(http.MethodPost, "/volumes", a.create)
-		add(http.MethodGet, "/volumes", a.listBrief)
-		add(http.MethodGet, "/volumes/detail", a.listDetail)
-		add(http.MethodGet, "/volumes/summary", a.summary)
-		add(http.MethodGet, "/volumes/{id}", a.show)
-		add(http.MethodPut, "/volumes/{id}", a.update)
-		add(http.MethodDelete, "/volumes/{id}", a.remove)
-		add(http.MethodPost, "/volumes/{id}/action", a.action)
+		look := func(path string, h rest.Handler) { rule(policy.Project(policy.Reader), http.MethodGet, path, h) }
+		change := func(method, path string, h rest.Handler) { rule(policy.Project(policy.Member), method, path, h) }
+		change(http.MethodPost, "/volumes", a.create)
+		look("/volumes", a.listBrief)
+		look("/volumes/detail", a.listDetail)
+		look("/volumes/summary", a.summary)
+		look("/volumes/{id}", a.show)
+		change(http.MethodPut, "/volumes/{id}", a.update)
+		change(http.MethodDelete, "/volumes/{id}", a.remove)
+		rule(policy.Actions(actionRoles()), http.MethodPost, "/volumes/{id}/action", a.action)
 
-		add(http.MethodGet, "/volumes/{id}/metadata", a.metadata)
-		add(http.MethodPost, "/volumes/{id}/metadata", a.mergeMetadata)
-		add(http.MethodPut, "/volumes/{id}/metadata", a.replaceMetadata)
-		add(http.MethodGet, "/volumes/{id}/metadata/{key}", a.metadataItem)
-		add(http.MethodPut, "/volumes/{id}/metadata/{key}", a.setMetadataItem)
-		add(http.MethodDelete, "/volumes/{id}/metadata/{key}", a.deleteMetadataItem)
+		look("/volumes/{id}/metadata", a.metadata)
+		change(http.MethodPost, "/volumes/{id}/metadata", a.mergeMetadata)
+		change(http.MethodPut, "/volumes/{id}/metadata", a.replaceMetadata)
+		look("/volumes/{id}/metadata/{key}", a.metadataItem)
+		change(http.MethodPut, "/volumes/{id}/metadata/{key}", a.setMetadataItem)
+		change(http.MethodDelete, "/volumes/{id}/metadata/{key}", a.deleteMetadataItem)
 
-		add(http.MethodGet, "/types", a.types)
-		add(http.MethodGet, "/types/{id}", a.showType)
-		add(http.MethodGet, "/types/{id}/extra_specs", a.extraSpecs)
-		add(http.MethodGet, "/os-availability-zone", a.zones)
-		add(http.MethodGet, "/extensions", a.extensions)
-		add(http.MethodGet, "/limits", a.limits)
-		add(http.MethodGet, "/os-quota-sets/{id}", a.quota)
-		add(http.MethodGet, "/os-quota-sets/{id}/defaults", a.quota)
+		look("/types", a.types)
+		look("/types/{id}", a.showType)
+		look("/types/{id}/extra_specs", a.extraSpecs)
+		look("/os-availability-zone", a.zones)
+		look("/extensions", a.extensions)
+		look("/limits", a.limits)
+		look("/os-quota-sets/{id}", a.quota)
+		look("/os-quota-sets/{id}/defaults", a.quota)
 
-		add(http.MethodGet, "/snapshots", a.noSnapshots)
-		add(http.MethodGet, "/snapshots/detail", a.noSnapshots)
-		add(http.MethodPost, "/snapshots", unsupported("snapshots"))
-		add(http.MethodPost, "/os-volume-transfer", a.transfer)
+		look("/snapshots", a.noSnapshots)
+		look("/snapshots/detail", a.noSnapshots)
+		change(http.MethodPost, "/snapshots", unsupported("snapshots"))
+		change(http.MethodPost, "/os-volume-transfer", a.transfer)
 	}
 	return out
 }

@@ -85,9 +85,6 @@ func (a *api) declare(r *rest.Request, body *rest.Object) (ok bool, err error) {
 		return false, nil
 	}
 	key := body.Keys()[0]
-	if statements[key] != "" || actions[key] != "" || key == keyOneSided || key == keyResyncLimit {
-		r.Action = key
-	}
 	if key == keyResyncLimit {
 		return true, a.limitGroup(r, body)
 	}

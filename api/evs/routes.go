@@ -7,6 +7,7 @@ package evs
 import (
 	"net/http"
 
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/control"
 )
@@ -17,14 +18,12 @@ type api struct{ svc control.Service }
 func Routes(svc control.Service) []rest.Route {
 	a := &api{svc: svc}
 	var out []rest.Route
-	under := func(prefix string) func(method, path string, h rest.Handler) {
-		return func(method, path string, h rest.Handler) {
-			out = append(out, rest.Route{
-				Method: method, Path: prefix + "/{project_id}" + path, Auth: rest.AuthProject, Handle: h,
-			})
-		}
+	// by adds a call with a rule below a prefix.
+	by := func(rule policy.Rule, prefix, method, path string, h rest.Handler) {
+		out = append(out, rest.Route{Method: method, Path: prefix + "/{project_id}" + path, Rule: rule, Handle: h})
 	}
-	v2 := under("/v2")
+	// v2 adds a call below /v2: a reader looks, a member changes.
+	v2 := func(method, path string, h rest.Handler) { by(daily(method), "/v2", method, path, h) }
 	const pairs = "/os-vendor-replications"
 	v2(http.MethodPost, pairs, a.createPair)
 	v2(http.MethodGet, pairs, a.listPairs)
@@ -39,32 +38,63 @@ func Routes(svc control.Service) []rest.Route {
 	v2(http.MethodGet, groups+"/{id}", a.showGroup)
 	v2(http.MethodPut, groups+"/{id}", a.updateGroup)
 	v2(http.MethodDelete, groups+"/{id}", a.deleteGroup)
-	v2(http.MethodPost, groups+"/{id}/action", a.action)
+	by(policy.Actions(groupActionRoles()), "/v2", http.MethodPost, groups+"/{id}/action", a.action)
 	v2(http.MethodGet, groups+"/{id}/history", a.history)
 	v2(http.MethodGet, groups+"/{id}/explain", a.explain)
 	v2(http.MethodGet, groups+"/{id}/failover-preview", a.failoverPreview)
 	v2(http.MethodGet, groups+"/{id}/divergence-images", a.divergenceImages)
-	v2(http.MethodDelete, groups+"/{id}/divergence-images/{image_id}", a.deleteDivergenceImage)
+	// What a forced failover gave up is given up for good here.
+	by(policy.Project(policy.Operator), "/v2", http.MethodDelete, groups+"/{id}/divergence-images/{image_id}", a.deleteDivergenceImage)
 
 	v2(http.MethodGet, "/os-lockstep-nodes", a.nodes)
-	v2(http.MethodPut, "/os-lockstep-nodes/{id}", a.updateNode)
-	v2(http.MethodPost, "/os-lockstep-store-recovery", a.recoverStore)
+	by(policy.Project(policy.Admin), "/v2", http.MethodPut, "/os-lockstep-nodes/{id}", a.updateNode)
+	by(policy.Project(policy.Admin), "/v2", http.MethodPost, "/os-lockstep-store-recovery", a.recoverStore)
 
 	for _, prefix := range []string{"/v2", "/v2.1"} {
-		add := under(prefix)
+		add := func(method, path string, h rest.Handler) { by(daily(method), prefix, method, path, h) }
 		add(http.MethodPost, "/cloudvolumes", a.createVolume)
 		add(http.MethodGet, "/cloudvolumes", a.listVolumes)
 		add(http.MethodGet, "/cloudvolumes/detail", a.listVolumes)
 		add(http.MethodGet, "/cloudvolumes/{id}", a.showVolume)
 		add(http.MethodPut, "/cloudvolumes/{id}", a.updateVolume)
 		add(http.MethodDelete, "/cloudvolumes/{id}", a.deleteVolume)
-		add(http.MethodPost, "/cloudvolumes/{id}/action", a.volumeAction)
+		by(policy.Actions(map[string]policy.Role{keyExtend: policy.Member}), prefix, http.MethodPost, "/cloudvolumes/{id}/action", a.volumeAction)
 	}
 	v2(http.MethodGet, "/os-vendor-volumes", a.listVolumes)
 	v2(http.MethodGet, "/os-vendor-volumes/detail", a.listVolumes)
 	v2(http.MethodGet, "/os-vendor-volumes/{id}", a.showVolume)
 	v2(http.MethodGet, "/os-vendor-volumes/{id}/tags", a.volumeTags)
-	under("/v1")(http.MethodGet, "/jobs/{id}", a.job)
+	by(policy.Project(policy.Reader), "/v1", http.MethodGet, "/jobs/{id}", a.job)
+	return out
+}
+
+// daily is the rule of calls on a project's own things.
+func daily(method string) policy.Rule {
+	if method == http.MethodGet {
+		return policy.Project(policy.Reader)
+	}
+	return policy.Project(policy.Member)
+}
+
+// groupActionRoles are the least roles for each action of a group. What decides which side serves, now or after the
+// next fault, is the operator's; the statements, which no machine can check, are the administrator's.
+func groupActionRoles() map[string]policy.Role {
+	out := map[string]policy.Role{
+		keyFailover: policy.Operator, // by force as well
+		"os-reverse-replication-consistency-group":   policy.Operator,
+		"os-reprotect-replication-consistency-group": policy.Operator,
+		keyOneSided: policy.Operator,
+		// In a group that was failed over a sync is a reprotect: package control asks for the operator then.
+		"os-sync-replication-consistency-group": policy.Member,
+		"os-stop-replication-consistency-group": policy.Member,
+		"os-extend-replication-volumes":         policy.Member,
+		keyResyncLimit:                          policy.Member,
+		keyVerify:                               policy.Member,
+		keyVerifyCancel:                         policy.Member,
+	}
+	for key := range statements {
+		out[key] = policy.Admin
+	}
 	return out
 }
 

@@ -104,7 +104,6 @@ func (a *api) verify(w http.ResponseWriter, r *rest.Request, body *rest.Object) 
 	}
 	switch key := body.Keys()[0]; key {
 	case keyVerify:
-		r.Action = key
 		o := body.OptObject(key)
 		o.Only("rate_mib")
 		rate := int64(0)
@@ -122,7 +121,6 @@ func (a *api) verify(w http.ResponseWriter, r *rest.Request, body *rest.Object) 
 		}
 		return true, rest.WriteJSON(w, http.StatusOK, map[string]any{"verification": viewVerification(&running)})
 	case keyVerifyCancel:
-		r.Action = key
 		body.OptObject(key).Only()
 		if err := body.Err(); err != nil {
 			return true, err

@@ -113,17 +113,17 @@ func (a *api) deleteVolume(w http.ResponseWriter, r *rest.Request) error {
 	return rest.WriteJSON(w, http.StatusOK, map[string]any{"job_id": jobID(jobDelete, cloudID(r))})
 }
 
+// keyExtend is the one action of the vendor's volume calls.
+const keyExtend = "os-extend"
+
 // volumeAction knows os-extend only; bssParam, the vendor's billing, may stand beside it.
 func (a *api) volumeAction(w http.ResponseWriter, r *rest.Request) error {
 	body, err := rest.ReadObject(r)
 	if err != nil {
 		return err
 	}
-	if body.Has("os-extend") {
-		r.Action = "os-extend"
-	}
-	body.Only("os-extend", "bssParam")
-	size := body.Object("os-extend").GiB("new_size")
+	body.Only(keyExtend, "bssParam")
+	size := body.Object(keyExtend).GiB("new_size")
 	if err := body.Err(); err != nil {
 		return err
 	}

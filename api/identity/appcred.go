@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/store"
 )
 
@@ -102,7 +103,7 @@ func (s *Service) addAppCred(ctx context.Context, c AppCred) error {
 	if err != nil {
 		return err
 	}
-	if len(c.Roles) == 0 || !subset(c.Roles, a.Roles) {
+	if len(c.Roles) == 0 || !subset(c.Roles, policy.Expand(a.Roles)) {
 		return fmt.Errorf("%w: roles %v are not among the user's roles in the project", ErrInvalid, c.Roles)
 	}
 	k := c.keys()
@@ -222,6 +223,6 @@ func (s *Service) restrict(ctx context.Context, t *Token) error {
 	if err != nil || !found || c.ended(s.cfg.Now()) || c.Project != t.ProjectID || !subset(c.Roles, t.Roles) {
 		return gone(err)
 	}
-	t.Roles, t.Credential = slices.Clone(c.Roles), &c
+	t.Roles, t.Credential = policy.Expand(c.Roles), &c
 	return nil
 }

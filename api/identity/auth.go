@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/api/rest"
 )
 
@@ -48,7 +49,7 @@ func readNamed(o *rest.Object) named {
 
 // readLogin reads the body of POST /v3/auth/tokens.
 func readLogin(r *rest.Request) (login, error) {
-	l := login{remote: remoteHost(r)}
+	l := login{remote: r.RemoteHost()}
 	body, err := rest.ReadObject(r)
 	if err != nil {
 		return l, err
@@ -354,6 +355,26 @@ func (s *Service) tokenView(r *rest.Request, t *Token) any {
 	return map[string]any{"token": b}
 }
 
+// tried is the id of the user that a failed login named; "" if there is no such user: what stands in the place of a
+// name may be a password.
+func (s *Service) tried(ctx context.Context, l login) string {
+	var id string
+	var err error
+	switch l.method {
+	case "password":
+		id, _, err = s.loginUser(ctx, l)
+	case "application_credential":
+		_, id, _, err = s.findCredential(ctx, l)
+	}
+	if err != nil {
+		return ""
+	}
+	if _, found, err := s.user(ctx, id); err != nil || !found {
+		return ""
+	}
+	return id
+}
+
 func (s *Service) postToken(w http.ResponseWriter, r *rest.Request) error {
 	l, err := readLogin(r)
 	if err != nil {
@@ -361,7 +382,12 @@ func (s *Service) postToken(w http.ResponseWriter, r *rest.Request) error {
 	}
 	secret, t, err := s.login(r.Context(), l)
 	if err != nil {
+		r.Caller.User = s.tried(r.Context(), l)
 		return err
+	}
+	r.Caller.User, r.Credential = t.UserID, t.AppCred
+	if t.Project != nil {
+		r.Caller.Project = lockstep.ProjectID(t.Project.ID)
 	}
 	w.Header().Set("X-Subject-Token", secret)
 	w.Header().Set("Vary", "X-Auth-Token")

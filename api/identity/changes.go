@@ -5,19 +5,19 @@ import (
 	"net/http"
 	"slices"
 
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 )
 
 // changes are the calls that change users, projects, roles and application credentials, and look at the latter two.
 func (s *Service) changes() []rest.Route {
 	// call hands the caller's token to a handler; a nil body is an answer without one.
-	call := func(method, path string, status int, h func(r *rest.Request, t *Token) (any, error)) rest.Route {
-		return rest.Route{Method: method, Path: Prefix + "/v3" + path, Handle: func(w http.ResponseWriter, r *rest.Request) error {
+	call := func(rule policy.Rule, method, path string, status int, h func(r *rest.Request, t *Token) (any, error)) rest.Route {
+		return rest.Route{Method: method, Path: Prefix + "/v3" + path, Rule: rule, Handle: func(w http.ResponseWriter, r *rest.Request) error {
 			t, err := s.caller(r)
 			if err != nil {
 				return err
 			}
-			r.Caller.User = t.UserID // for the trail of changes
 			body, err := h(r, t)
 			if err != nil {
 				return refused(err)
@@ -29,30 +29,37 @@ func (s *Service) changes() []rest.Route {
 		}}
 	}
 	const get, post, put, patch, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete
+	users := policy.Manager("the domain of the user; nobody changes who manages another domain")
+	projects := policy.Manager("the domain of the project")
+	domains := policy.Manager("the domain " + rootDomain)
+	grants := policy.Manager("the domain of the user, and the domain or that of the project")
+	self := policy.Token("oneself")
+	creds := policy.Token("oneself; a token of a restricted application credential changes none")
 	out := []rest.Route{
-		call(post, "/users", 201, s.postUser),
-		call(patch, "/users/{id}", 200, s.patchUser),
-		call(del, "/users/{id}", 204, s.deleteUser),
-		call(post, "/users/{id}/password", 204, s.ownPassword),
-		call(post, "/projects", 201, s.postProject),
-		call(patch, "/projects/{id}", 200, s.patchProject),
-		call(del, "/projects/{id}", 204, s.deleteProject),
-		call(post, "/domains", 201, s.postDomain),
-		call(patch, "/domains/{id}", 200, s.patchDomain),
-		call(del, "/domains/{id}", 204, s.deleteDomain),
-		call(get, "/role_assignments", 200, s.roleAssignments),
-		call(post, "/users/{id}/application_credentials", 201, s.postAppCred),
-		call(get, "/users/{id}/application_credentials", 200, s.listAppCreds),
-		call(get, "/users/{id}/application_credentials/{cred_id}", 200, s.showAppCred),
-		call(del, "/users/{id}/application_credentials/{cred_id}", 204, s.deleteAppCred),
+		call(users, post, "/users", 201, s.postUser),
+		call(users, patch, "/users/{id}", 200, s.patchUser),
+		call(users, del, "/users/{id}", 204, s.deleteUser),
+		call(self, post, "/users/{id}/password", 204, s.ownPassword),
+		call(projects, post, "/projects", 201, s.postProject),
+		call(projects, patch, "/projects/{id}", 200, s.patchProject),
+		call(projects, del, "/projects/{id}", 204, s.deleteProject),
+		call(domains, post, "/domains", 201, s.postDomain),
+		call(domains, patch, "/domains/{id}", 200, s.patchDomain),
+		call(domains, del, "/domains/{id}", 204, s.deleteDomain),
+		call(policy.Token("one's own, and those where one manages"), get, "/role_assignments", 200, s.roleAssignments),
+		call(creds, post, "/users/{id}/application_credentials", 201, s.postAppCred),
+		call(self, get, "/users/{id}/application_credentials", 200, s.listAppCreds),
+		call(self, get, "/users/{id}/application_credentials/{cred_id}", 200, s.showAppCred),
+		call(creds, del, "/users/{id}/application_credentials/{cred_id}", 204, s.deleteAppCred),
 	}
 	for _, kind := range []string{"projects", "domains"} {
 		path := "/" + kind + "/{id}/users/{user_id}/roles"
+		look := policy.Token("oneself, and where one manages")
 		out = append(out,
-			call(get, path, 200, s.rolesOn(kind)),
-			call(get, path+"/{role_id}", 204, s.hasRole(kind)), // HEAD as well
-			call(put, path+"/{role_id}", 204, s.changeRole(kind, true)),
-			call(del, path+"/{role_id}", 204, s.changeRole(kind, false)),
+			call(look, get, path, 200, s.rolesOn(kind)),
+			call(look, get, path+"/{role_id}", 204, s.hasRole(kind)), // HEAD as well
+			call(grants, put, path+"/{role_id}", 204, s.changeRole(kind, true)),
+			call(grants, del, path+"/{role_id}", 204, s.changeRole(kind, false)),
 		)
 	}
 	return out
@@ -266,7 +273,7 @@ func (s *Service) ownPassword(r *rest.Request, t *Token) (any, error) {
 	if err := o.Err(); err != nil {
 		return nil, err
 	}
-	if _, err := s.checkPassword(r.Context(), login{userID: t.UserID, password: original, remote: remoteHost(r)}); err != nil {
+	if _, err := s.checkPassword(r.Context(), login{userID: t.UserID, password: original, remote: r.RemoteHost()}); err != nil {
 		return nil, err
 	}
 	hash, err := HashPassword(password)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/store"
 )
 
@@ -227,16 +228,29 @@ type Bootstrapped struct {
 	UserID      string `json:"user_id"`
 	UserName    string `json:"user_name"`
 	Created     bool   `json:"-"` // by this call
+	Upgraded    int    `json:"-"` // assignments and credentials that got the role operator by this call
 }
 
-// Bootstrap creates the domain Default, a project and a user with the roles admin and member on
-// both, in one transaction. If that was ever done, by any controller, it changes nothing and tells
-// the ids of then.
+// Bootstrap creates the domain Default, a project and a user with all roles on both, in one transaction. If that
+// was ever done, by any controller, it tells the ids of then, and changes nothing but what an older version left
+// to be brought up to date: see upgradeRoles.
 func Bootstrap(ctx context.Context, st store.Store, cfg BootstrapConfig) (Bootstrapped, error) {
-	marker := key("bootstrap")
-	if b, found, err := get[Bootstrapped](ctx, st, marker); err != nil || found {
+	b, found, err := get[Bootstrapped](ctx, st, key("bootstrap"))
+	if err != nil {
 		return b, err
 	}
+	if !found {
+		if b, err = firstStart(ctx, st, cfg); err != nil || b.Created {
+			return b, err
+		}
+	}
+	b.Upgraded, err = upgradeRoles(ctx, st)
+	return b, err
+}
+
+// firstStart makes what Bootstrap says, unless another controller was first.
+func firstStart(ctx context.Context, st store.Store, cfg BootstrapConfig) (Bootstrapped, error) {
+	marker := key("bootstrap")
 	if cfg.Project == "" {
 		cfg.Project = "lockstep"
 	}
@@ -253,13 +267,14 @@ func Bootstrap(ctx context.Context, st store.Store, cfg BootstrapConfig) (Bootst
 	d := Domain{ID: "default", Name: "Default", Description: "The default domain", Enabled: true}
 	p := Project{ID: newID(), Name: cfg.Project, Domain: d.ID, Enabled: true}
 	u := User{ID: newID(), Name: cfg.User, Domain: d.ID, Password: hash, Enabled: true}
-	roles := []string{RoleAdmin, RoleMember}
+	roles := policy.Names()
 	b := Bootstrapped{
 		DomainID: d.ID, DomainName: d.Name, ProjectID: p.ID, ProjectName: p.Name,
 		UserID: u.ID, UserName: u.Name, Created: true,
 	}
 	err = create(ctx, st, map[string]any{
 		marker:                                  b,
+		key("roles_version"):                    rolesVersion,
 		key("domains", d.ID):                    d,
 		key("names", "domain", hexName(d.Name)): d.ID,
 		key("projects", p.ID):                   p,

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 	"github.com/lockstep-dr/lockstep/store"
 )
@@ -53,16 +55,14 @@ type Assignment struct {
 	Roles   []string `json:"roles"`
 }
 
-// Names of roles; there are no others. Any role admits to a project, and to every call but the
-// operators' statements, which need RoleAdmin: so there is no role yet that only looks. RoleAdmin on a domain manages
-// its users and projects, RoleAdmin on the domain default everything.
+// Names of roles; what each may do, and what it implies, is in package policy. RoleAdmin on a domain manages its
+// users and projects, RoleAdmin on the domain default everything.
 const (
-	RoleAdmin  = "admin"
-	RoleMember = "member"
+	RoleAdmin    = string(policy.Admin)
+	RoleOperator = string(policy.Operator)
+	RoleMember   = string(policy.Member)
+	RoleReader   = string(policy.Reader)
 )
-
-// Roles are all roles, the mightiest first.
-var Roles = []string{RoleAdmin, RoleMember}
 
 // Token is what the store keeps of a token, and what a valid one tells.
 type Token struct {
@@ -84,19 +84,12 @@ type Token struct {
 	Project       *Project `json:"-"`
 	ProjectDomain Domain   `json:"-"`
 	Domain        *Domain  `json:"-"`
-	Roles         []string `json:"-"`
+	Roles         []string `json:"-"` // with those that they imply
 	Credential    *AppCred `json:"-"` // of AppCred
 }
 
 // Admin reports whether the token carries the admin role in its scope.
-func (t *Token) Admin() bool {
-	for _, r := range t.Roles {
-		if r == RoleAdmin {
-			return true
-		}
-	}
-	return false
-}
+func (t *Token) Admin() bool { return slices.Contains(t.Roles, RoleAdmin) }
 
 // MinTokenTTL is the shortest life of tokens: clients log in once per run and never again.
 const MinTokenTTL = time.Hour

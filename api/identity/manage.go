@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/store"
 )
 
@@ -23,6 +24,12 @@ type authority struct {
 }
 
 func (a authority) manages(domain string) bool { return a.all || a.domains[domain] }
+
+// Manages reports whether a token manages some domain.
+func (s *Service) Manages(ctx context.Context, t *Token) (bool, error) {
+	a, err := s.authority(ctx, t)
+	return len(a.domains) > 0, err
+}
 
 // authority of a token: it must carry the role admin in its own scope, and its user must have that
 // role on a domain. The administrator of a mere project manages nobody. An application credential
@@ -295,7 +302,7 @@ func orInUse(err error, format string, args ...any) error {
 
 // Assign sets the roles of a user on a project or a domain (exactly one of the two is named); no
 // roles takes them all away. Tokens in that scope follow within seconds; application credentials
-// with a role that is taken away are deleted with it.
+// with a role that is taken away, and implied by none that stays, are deleted with it.
 func (s *Service) Assign(ctx context.Context, a Assignment) error {
 	return s.assign(ctx, a.User, a.Project, a.Domain, func([]string) []string { return a.Roles })
 }
@@ -329,8 +336,8 @@ func (s *Service) assign(ctx context.Context, user, project, domain string, chan
 	}
 	now := Assignment{User: user, Project: project, Domain: domain, Roles: change(slices.Clone(old.Roles))}
 	for _, r := range now.Roles {
-		if !slices.Contains(Roles, r) {
-			return fmt.Errorf("%w: there is no role %.80q; roles are %v", ErrInvalid, r, Roles)
+		if !policy.Known(r) {
+			return fmt.Errorf("%w: there is no role %.80q; roles are %s", ErrInvalid, r, policy.List(policy.Names()))
 		}
 	}
 	ops := []store.Op{{Key: onRoles.Key, Value: store.Encode(now)}}
@@ -345,7 +352,7 @@ func (s *Service) assign(ctx context.Context, user, project, domain string, chan
 		return err
 	}
 	for _, c := range cs {
-		if c.Project != target || subset(c.Roles, now.Roles) {
+		if c.Project != target || subset(c.Roles, policy.Expand(now.Roles)) {
 			continue
 		}
 		for _, k := range c.keys() {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 )
 
@@ -13,12 +14,12 @@ const Prefix = "/identity"
 
 // Routes are the calls of the identity API, with version documents.
 func (s *Service) Routes() []rest.Route {
-	none := func(method, path string, h rest.Handler) rest.Route {
-		return rest.Route{Method: method, Path: Prefix + path, Handle: h}
+	route := func(rule policy.Rule, method, path string, h rest.Handler) rest.Route {
+		return rest.Route{Method: method, Path: Prefix + path, Rule: rule, Handle: h}
 	}
 	// with hands the caller's token to a handler that only reads.
-	with := func(path string, h func(r *rest.Request, t *Token) (any, error)) rest.Route {
-		return none(http.MethodGet, path, func(w http.ResponseWriter, r *rest.Request) error {
+	with := func(owner, path string, h func(r *rest.Request, t *Token) (any, error)) rest.Route {
+		return route(policy.Token(owner), http.MethodGet, path, func(w http.ResponseWriter, r *rest.Request) error {
 			t, err := s.caller(r)
 			if err != nil {
 				return err
@@ -30,28 +31,36 @@ func (s *Service) Routes() []rest.Route {
 			return rest.WriteJSON(w, http.StatusOK, body)
 		})
 	}
+	const (
+		all   = "the same for everybody"
+		own   = "one's own"
+		users = "oneself, and the users of domains that one manages"
+		mine  = "where one has a role, and what one manages"
+	)
+	open := policy.Open("tells which versions are spoken")
+	token := policy.Token("one's own token, and those of users of domains that one manages")
 	return append(s.changes(), []rest.Route{
-		none(http.MethodGet, "", s.versions),
-		none(http.MethodGet, "/v3", s.version),
-		none(http.MethodPost, "/v3/auth/tokens", s.postToken),
-		none(http.MethodGet, "/v3/auth/tokens", s.getToken), // HEAD as well
-		none(http.MethodDelete, "/v3/auth/tokens", s.deleteToken),
-		with("/v3/auth/catalog", s.authCatalog),
-		with("/v3/auth/projects", s.authProjects),
-		with("/v3/auth/domains", s.authDomains),
-		with("/v3/users", s.users),
-		with("/v3/users/{id}", s.showUser),
-		with("/v3/users/{id}/projects", s.userProjects),
-		with("/v3/projects", s.projects),
-		with("/v3/projects/{id}", s.showProject),
-		with("/v3/domains", s.domains),
-		with("/v3/domains/{id}", s.showDomain),
-		with("/v3/roles", s.listRoles),
-		with("/v3/roles/{id}", s.showRole),
-		with("/v3/regions", s.regions),
-		with("/v3/regions/{id}", s.showRegion),
-		with("/v3/services", s.services),
-		with("/v3/endpoints", s.endpoints),
+		route(open, http.MethodGet, "", s.versions),
+		route(open, http.MethodGet, "/v3", s.version),
+		route(policy.Open("the body holds a password, a secret or a token"), http.MethodPost, "/v3/auth/tokens", s.postToken),
+		route(token, http.MethodGet, "/v3/auth/tokens", s.getToken), // HEAD as well
+		route(token, http.MethodDelete, "/v3/auth/tokens", s.deleteToken),
+		with(own, "/v3/auth/catalog", s.authCatalog),
+		with(own, "/v3/auth/projects", s.authProjects),
+		with(own, "/v3/auth/domains", s.authDomains),
+		with(users, "/v3/users", s.users),
+		with(users, "/v3/users/{id}", s.showUser),
+		with(users, "/v3/users/{id}/projects", s.userProjects),
+		with(mine, "/v3/projects", s.projects),
+		with(mine, "/v3/projects/{id}", s.showProject),
+		with("one's own, and those that one manages", "/v3/domains", s.domains),
+		with("one's own, and those that one manages", "/v3/domains/{id}", s.showDomain),
+		with(all, "/v3/roles", s.listRoles),
+		with(all, "/v3/roles/{id}", s.showRole),
+		with(all, "/v3/regions", s.regions),
+		with(all, "/v3/regions/{id}", s.showRegion),
+		with(all, "/v3/services", s.services),
+		with(all, "/v3/endpoints", s.endpoints),
 	}...)
 }
 
@@ -301,7 +310,7 @@ func roleView(r *rest.Request, name string) map[string]any {
 
 func (s *Service) listRoles(r *rest.Request, _ *Token) (any, error) {
 	out := []any{}
-	for _, name := range Roles {
+	for _, name := range policy.Names() {
 		if q := r.URL.Query().Get("name"); q == "" || q == name {
 			out = append(out, roleView(r, name))
 		}
@@ -311,7 +320,7 @@ func (s *Service) listRoles(r *rest.Request, _ *Token) (any, error) {
 
 // roleOf is the role with an id.
 func roleOf(id string) (string, error) {
-	for _, name := range Roles {
+	for _, name := range policy.Names() {
 		if id == stableID("role", name) {
 			return name, nil
 		}

@@ -3,7 +3,6 @@ package identity
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -54,15 +53,6 @@ type attempt struct {
 
 func newThrottle(now func() time.Time) *throttle {
 	return &throttle{now: now, counts: map[attemptKey]count{}, ended: make(chan struct{})}
-}
-
-// remoteHost is the address a request came from, without its port.
-func remoteHost(r *rest.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
 }
 
 // begin admits a login, in one step with what counts it. It refuses with 429 after too many failures, and

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/store"
 )
 
@@ -139,6 +140,10 @@ func (s *Service) resolve(ctx context.Context, t Token) (*Token, error) {
 		if t.Roles, err = s.roles(ctx, u.ID, d.ID); err != nil || len(t.Roles) == 0 {
 			return nil, gone(err)
 		}
+	}
+	t.Roles = policy.Expand(t.Roles)
+	if (t.Project != nil || t.Domain != nil) && len(t.Roles) == 0 {
+		return nil, ErrNoToken // what is assigned is no role that this build knows
 	}
 	if t.AppCred != "" {
 		if err := s.restrict(ctx, &t); err != nil {

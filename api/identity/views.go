@@ -3,6 +3,7 @@ package identity
 import (
 	"slices"
 
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/api/rest"
 )
 
@@ -74,7 +75,8 @@ func (s *Service) roleAssignments(r *rest.Request, t *Token) (any, error) {
 	}
 	// There are no groups, no system and no inheritance: nothing is assigned to or by one.
 	none := q.Get("group.id") != "" || q.Get("scope.system") != "" || q.Get("scope.OS-INHERIT:inherited_to") != ""
-	names := q.Has("include_names") && q.Get("include_names") != "0" && q.Get("include_names") != "false"
+	on := func(flag string) bool { return q.Has(flag) && q.Get(flag) != "0" && q.Get(flag) != "false" }
+	names, effective := on("include_names"), on("effective")
 	differs := func(filter, value string) bool { f := q.Get(filter); return f != "" && f != value }
 	out := []any{}
 	for _, x := range all {
@@ -96,7 +98,11 @@ func (s *Service) roleAssignments(r *rest.Request, t *Token) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, role := range x.Roles {
+		roles := x.Roles
+		if effective {
+			roles = policy.Expand(roles)
+		}
+		for _, role := range roles {
 			id := stableID("role", role)
 			if differs("role.id", id) {
 				continue

@@ -33,18 +33,25 @@ type Object struct {
 
 // ReadObject reads a request's body, which must be one JSON object.
 func ReadObject(r *Request) (*Object, error) {
-	raw, err := io.ReadAll(r.Body)
+	_, o, err := ReadBody(r)
+	return o, err
+}
+
+// ReadBody is ReadObject, and gives the bytes as well.
+func ReadBody(r *Request) (raw []byte, o *Object, err error) {
+	raw, err = io.ReadAll(r.Body)
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			return nil, &Error{
+			return nil, nil, &Error{
 				Status:  http.StatusRequestEntityTooLarge,
 				Message: fmt.Sprintf("the request body is larger than %d bytes", tooLarge.Limit),
 			}
 		}
-		return nil, BadRequest("the request body could not be read")
+		return nil, nil, BadRequest("the request body could not be read")
 	}
-	return ParseObject(raw)
+	o, err = ParseObject(raw)
+	return raw, o, err
 }
 
 // ParseObject reads bytes, which must be one JSON object and nothing else.

@@ -7,9 +7,11 @@ package rest
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"time"
 
+	"github.com/lockstep-dr/lockstep/api/policy"
 	"github.com/lockstep-dr/lockstep/control"
 )
 
@@ -59,32 +61,32 @@ type Request struct {
 	*http.Request
 	ID     string         // "req-<uuid>", also in the answer's headers and in the log
 	Base   string         // public URL of the API without a slash at its end
-	Caller control.Caller // set on routes with AuthProject
+	Caller control.Caller // empty where no token is asked for
 	// Action and Made are for the audit trail: the action that a body asks for, and the id of what
 	// the call made. Handlers set them where the path does not tell.
 	Action, Made string
+	// Credential is the id of the application credential that the token stems from, if from one.
+	Credential string
+}
+
+// RemoteHost is the address a request came from, without its port.
+func (r *Request) RemoteHost() string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
 }
 
 // Handler answers a request, or returns an error and has written nothing.
 type Handler func(w http.ResponseWriter, r *Request) error
-
-// Auth says what a route asks of the token.
-type Auth int
-
-// Kinds of routes.
-const (
-	// AuthNone: the server looks at no token; the handler may.
-	AuthNone Auth = iota
-	// AuthProject: a valid token, scoped to the project in the path's {project_id}.
-	AuthProject
-)
 
 // Route is one call of the API. Path is a pattern of http.ServeMux without a method and without a
 // slash at its end.
 type Route struct {
 	Method string
 	Path   string
-	Auth   Auth
+	Rule   policy.Rule // who may make the call; a route without one is refused at start
 	Handle Handler
 }
 

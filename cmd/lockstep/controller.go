@@ -19,6 +19,7 @@ import (
 
 	"github.com/lockstep-dr/lockstep"
 	"github.com/lockstep-dr/lockstep/api"
+	"github.com/lockstep-dr/lockstep/api/audit"
 	"github.com/lockstep-dr/lockstep/api/identity"
 	"github.com/lockstep-dr/lockstep/control"
 	"github.com/lockstep-dr/lockstep/store/etcdstore"
@@ -69,6 +70,12 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 		return fmt.Errorf("listen for the API: %w", err)
 	}
 	defer listener.Close() // closed by the server before; a second close says so and means nothing
+	auditLog, err := audit.Open(cfg.AuditLog)
+	if err != nil {
+		return fmt.Errorf("audit_log: %w", err)
+	}
+	defer closeWith(auditLog)
+	hup := hangups(auditLog)
 
 	var failed <-chan error // of the embedded member; nil: there is none
 	files := etcdstore.TLSFiles{CA: cfg.EtcdCA, Cert: cfg.EtcdCert, Key: cfg.EtcdKey}
@@ -101,15 +108,22 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 	if boot.Created {
 		log.Info("made the first user", "user", boot.UserName, "project", boot.ProjectName, "project_id", boot.ProjectID)
 	}
+	if boot.Upgraded > 0 {
+		log.Info("whoever had the role member keeps what it could do: the role operator was added", "assignments_and_credentials", boot.Upgraded)
+	}
 	users, err := identity.New(identity.Config{Store: st, Region: cfg.Region, Logger: log})
 	if err != nil {
 		return err
 	}
 	controller := control.New(control.Config{Store: st, ID: cfg.ID, Region: cfg.Region, Zones: zones(cfg.AZs), StoreSites: cfg.storeSites(), Logger: log})
+	policy, err := cfg.policy()
+	if err != nil {
+		return err // validated
+	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	server := api.NewHTTPServer(cfg.Listen, api.New(api.Config{
-		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Logger: log, Registry: registry,
+		Service: controller, Store: st, Identity: users, Region: cfg.Region, PublicURL: cfg.publicURL(), Policy: policy, Logger: log, Audit: auditLog, Registry: registry,
 	}), log)
 
 	if cfg.TLSCert != "" {
@@ -138,6 +152,7 @@ func runController(ctx context.Context, cfg controllerConfig, log *slog.Logger) 
 			}
 		})
 	}
+	g.Go(func() error { return reopenAudit(ctx, hup, auditLog, log) })
 	log.Info("API runs", "url", cfg.publicURL(), "region", cfg.Region)
 	if err := g.Wait(); err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/lockstep-dr/lockstep/api/policy"
 )
 
 // controllerConfig is what `lockstep controller` needs to know. The defaults are those of
@@ -30,6 +32,8 @@ type controllerConfig struct {
 	AdminUser         string        `yaml:"admin_user"`
 	AdminProject      string        `yaml:"admin_project"`
 	AdminPasswordFile string        `yaml:"admin_password_file"`
+	FailoverRole      string        `yaml:"failover_role"`
+	AuditLog          string        `yaml:"audit_log"`
 	PIDFile           string        `yaml:"pid_file"`
 	LogLevel          string        `yaml:"log_level"`
 	LogFormat         string        `yaml:"log_format"`
@@ -55,6 +59,8 @@ var controllerHelp = map[string]string{
 	"admin_user":          "user that is made at the first start",
 	"admin_project":       "project that is made at the first start",
 	"admin_password_file": "file with the password of admin_user, read at start",
+	"failover_role":       "least role that may decide which side of a group serves: operator or member",
+	"audit_log":           "file for the audit trail as lines of JSON, opened anew at SIGHUP; -: standard output; empty: in the log only",
 	"pid_file":            "file for the process id, removed at a clean stop",
 	"log_level":           "debug, info, warn or error",
 	"log_format":          "text or json",
@@ -67,6 +73,7 @@ func defaultControllerConfig() controllerConfig {
 		Region:          "region-1",
 		AdminUser:       "admin",
 		AdminProject:    "admin",
+		FailoverRole:    string(policy.Operator),
 		LogLevel:        "info",
 		LogFormat:       "text",
 		ShutdownTimeout: 10 * time.Second,
@@ -120,6 +127,9 @@ func (c controllerConfig) validate() error {
 	if c.AdminPasswordFile == "" {
 		bad("admin_password_file", "must be set")
 	}
+	if _, err := c.policy(); err != nil {
+		bad("failover_role", "%v", err)
+	}
 	seen := map[string]bool{}
 	for _, az := range c.AZs {
 		if seen[az] {
@@ -137,6 +147,11 @@ func (c controllerConfig) validate() error {
 		bad("shutdown_timeout", "%s is negative", c.ShutdownTimeout)
 	}
 	return errors.Join(errs...)
+}
+
+// policy is what is chosen of the roles.
+func (c controllerConfig) policy() (policy.Policy, error) {
+	return policy.ParseFailover(c.FailoverRole)
 }
 
 // storeSites is the zone or third site of each member of the store; nil: not known.

@@ -57,7 +57,8 @@ func (a *app) groupSync() *cobra.Command {
 		use: "sync", short: "Make both sides identical and keep them so", action: client.ActionSync,
 		long: `Starts replication: what differs is copied from the primary to the secondary while
 writes go on, and from "active" on every write is on both sides before it is
-acknowledged. On a failed-over group it is the same as reprotect.`,
+acknowledged. On a failed-over group it is the same as reprotect,
+and needs the role operator then.`,
 		done: func(_, now client.Group) bool { return activeGroup(now) },
 	})
 }
@@ -77,6 +78,7 @@ func (a *app) groupFailover() *cobra.Command {
 		long: `Makes the secondary zone the primary. It is for the loss of the primary zone: the
 old primary is fenced, and no write that was acknowledged is lost. It is refused
 (exit code 4) unless the secondary is in sync. For a planned change use switchover.
+It needs the role operator.
 
 If the group is not in sync and the primary zone is lost for good, --force fails over
 to the last consistent image of the other zone. WRITES THAT WERE ACKNOWLEDGED ARE LOST
@@ -100,7 +102,7 @@ func (a *app) groupSwitchover() *cobra.Command {
 		use: "switchover", short: "Swap the roles of both zones, planned", action: client.ActionReverse,
 		long: `Swaps the roles of both zones while both work, and goes on replicating in the other
 direction. Stop the production servers first: their disks are closed. It is
-refused (exit code 4) unless the group is active.`,
+refused (exit code 4) unless the group is active. It needs the role operator.`,
 		warn: func(g client.Group) []string {
 			return []string{
 				fmt.Sprintf("Group %s (%s): the zone other than %s becomes the primary; replication turns round.", g.ID, orDash(printable(deref(g.Name))), g.PriorityStation),
@@ -121,7 +123,7 @@ is copied to it, and from "active" on the group is protected again. Stop servers
 there that still use the disks; what only they had written after the failover's
 point is overwritten. After a forced failover it waits until the returned zone has
 kept what it alone had as a divergence image; if its pools have no room for that, it
-is refused.`,
+is refused. It needs the role operator.`,
 		done: func(_, now client.Group) bool { return activeGroup(now) },
 	})
 }

@@ -17,7 +17,7 @@ func (a *app) groupExplain() *cobra.Command {
 is waited for, and which actions would be taken now with what each would do. The
 answer is found by the code that decides the actions, so it is what they would
 answer at this moment. With --all the actions that would be refused are listed too,
-with the reason; for the admin role operators' statements are among them.`,
+with the reason; for the role admin operators' statements are among them.`,
 		Example: "  lockstep group explain shop\n  lockstep group explain shop --all", Args: exactArgs("GROUP"),
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "list what would be refused, too")

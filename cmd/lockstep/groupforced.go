@@ -204,7 +204,7 @@ func (a *app) groupDivergence() *cobra.Command {
 	var yes confirmer
 	del := &cobra.Command{
 		Use: "delete GROUP IMAGE", Short: "Delete a divergence image for good",
-		Long:    "Deletes a divergence image. That of the last forced failover can be deleted before the\nlost side has made it: then a reprotect overwrites what that side alone had.",
+		Long:    "Deletes a divergence image. That of the last forced failover can be deleted before the\nlost side has made it: then a reprotect overwrites what that side alone had. It\nneeds the role operator.",
 		Example: "  lockstep group divergence delete shop 12 --yes", Args: exactArgs("GROUP", "IMAGE"),
 	}
 	yes.flag(del)

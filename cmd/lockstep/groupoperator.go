@@ -23,7 +23,7 @@ func (a *app) groupStatement(s statement) *cobra.Command {
 	var yes confirmer
 	cmd := &cobra.Command{
 		Use: s.use + " GROUP", Short: s.short,
-		Long:    s.long + "\n\nIt needs the admin role, and is kept in the group's history.",
+		Long:    s.long + "\n\nIt needs the role admin, and is kept in the group's history.",
 		Example: "  " + s.example, Args: exactArgs("GROUP"),
 	}
 	need := []string{"reason"}

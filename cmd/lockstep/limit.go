@@ -50,7 +50,7 @@ func newNodeLimitCommand(a *app) *cobra.Command {
 		Use: "limit NODE MIB|default", Short: "Limit the bandwidth of a node's synchronizations",
 		Long: `Limits what all synchronizations together of which the node is the primary read and
 send in a second, in MiB. It holds at once, and until it is changed; with "default" the
-node's own configuration counts again. It needs the admin role.`,
+node's own configuration counts again. It needs the role admin.`,
 		Example: "  lockstep node limit az1-node-1 200\n  lockstep node limit az1-node-1 default", Args: exactArgs("NODE", "MIB"),
 	}
 	a.cloudFlags(cmd)

@@ -14,10 +14,17 @@ import (
 
 func newRoleCommand(a *app) *cobra.Command {
 	cmd := parent("role", "Give users roles on projects and domains",
-		`The roles are fixed: member and admin. Either admits a user to a project; the
-operators' statements of a group need admin. admin on a domain manages the users and
-projects of that domain, on the domain default those of all.`,
-		"  lockstep role grant member --user bob --project team\n  lockstep role list --user bob")
+		`The roles are fixed, and each implies those after it:
+
+  admin     also makes the statements about nodes and recovers the store
+  operator  also decides which side of a group serves: failover, switchover, reprotect
+  member    makes, changes and deletes what belongs to the project
+  reader    looks, and changes nothing of the project
+
+Any of them admits a user to a project. admin on a domain manages the users and
+projects of that domain, on the domain default those of all; the others mean nothing
+there. Where the controllers' failover_role is member, members do what operators do.`,
+		"  lockstep role grant member --user bob --project team\n  lockstep role grant operator --user oncall --project team\n  lockstep role list --user bob")
 	a.cloudFlags(cmd)
 	cmd.AddCommand(a.roleList(), a.roleGrant(), a.roleRevoke())
 	return cmd
@@ -127,8 +134,8 @@ func findRole(ctx context.Context, c *client.Client, ref string) (client.Role, e
 func (a *app) roleGrant() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "grant ROLE", Short: "Give a user a role on a project or domain",
-		Long:    "Gives a user a role on a project or on a domain. One that it has already is no\nerror.",
-		Example: "  lockstep role grant member --user bob --project team",
+		Long:    "Gives a user a role on a project or on a domain: admin, operator, member or reader.\nOne that it has already is no error. What a role implies need not be given.",
+		Example: "  lockstep role grant member --user bob --project team\n  lockstep role grant reader --user dashboard --project team",
 	}
 	return a.roleCommand(cmd, func(ctx context.Context, c *client.Client, g client.Grant, _ string) error {
 		return c.GrantRole(ctx, g)
@@ -139,12 +146,12 @@ func (a *app) roleRevoke() *cobra.Command {
 	var yes confirmer
 	cmd := &cobra.Command{
 		Use: "revoke ROLE", Short: "Take a role from a user",
-		Long:    "Takes a role away. The user's application credentials that hold it there are\ndeleted with it, and do not come back when it is given again.",
+		Long:    "Takes a role away. The user's application credentials there that hold a role which\nthe user no longer has are deleted, and do not come back when it is given again. A\nrole that another one implies stays with that one.",
 		Example: "  lockstep role revoke member --user bob --project team --yes",
 	}
 	yes.flag(cmd)
 	return a.roleCommand(cmd, func(ctx context.Context, c *client.Client, g client.Grant, what string) error {
-		if err := a.confirm(yes, "The "+printable(what)+" will be taken away, and application credentials that hold it there deleted."); err != nil {
+		if err := a.confirm(yes, "The "+printable(what)+" will be taken away, and application credentials there that hold what is lost deleted."); err != nil {
 			return err
 		}
 		return c.RevokeRole(ctx, g)

@@ -35,7 +35,7 @@ synchronizes again.
 
 A node that does not report stops the recovery, with nothing changed, unless its
 zone is stated with --off-az to be powered off. If that is wrong, two sides may
-serve. Run it before any action on a group. It needs the admin role, and is kept
+serve. Run it before any action on a group. It needs the role admin, and is kept
 in every group's history.`,
 		Example: `  lockstep store recover --reason "etcd restored from the backup of 3:00" --yes
   lockstep store recover --off-az az1 --reason "az1 burnt, etcd restored" --yes`, Args: noArgs,

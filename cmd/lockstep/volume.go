@@ -230,7 +230,8 @@ func (a *app) volumeRelease() *cobra.Command {
 		Use: "release VOLUME", Short: "Serve a former DR volume as a plain disk",
 		Long: `After its pair is gone, the volume that was the secondary stays unserved: it holds
 an older image, and serving it beside its former primary would let two servers
-believe that they have the same disk. This command makes it a plain volume.`,
+believe that they have the same disk. This command makes it a plain volume. It needs
+the role operator.`,
 		Example: "  lockstep volume release db-dr", Args: exactArgs("VOLUME"),
 	}
 	return a.apiCommand(cmd, func(ctx context.Context, c *client.Client, args []string) error {

@@ -46,6 +46,10 @@ func (c *cli) users() {
 		c.run(code, args...)
 	}
 	as("first", failed, "volume", "list") // no role
+	c.run(done, "role", "grant", "reader", "--user", "bob", "--project", "team")
+	as("first", done, "volume", "list")
+	as("first", failed, "volume", "create", "--size", "1", "--availability-zone", "az1") // a reader changes nothing
+	c.run(done, "role", "revoke", "reader", "--user", "bob", "--project", "team", "--yes")
 	c.run(done, "role", "grant", "member", "--user", "bob", "--project", "team")
 	c.run(done, "role", "grant", "member", "--user", "bob", "--project", "team")
 	c.run(done, "role", "grant", "admin", "--user", "bob", "--domain", "Default")
@@ -94,7 +98,7 @@ func (c *cli) users() {
 		{"user", "create", "--name", "x", "--domain", "none"},
 		{"project", "delete", "none", "--yes"},
 		{"project", "create", "--name", "x", "--domain", "none"},
-		{"role", "grant", "reader", "--user", "bob", "--project", "team"},
+		{"role", "grant", "auditor", "--user", "bob", "--project", "team"},
 		{"role", "grant", "member", "--user", "none", "--project", "team"},
 		{"role", "revoke", "admin", "--user", "bob", "--project", "team", "--yes"}, // it has no such role there
 		{"role", "list", "--project", "none"},

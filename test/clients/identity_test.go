@@ -65,6 +65,20 @@ func TestUsersByOpenStackCommandLine(t *testing.T) {
 	}
 	refused(with("first"), "HTTP 403", "user", "create", "--password", "x", "eve")
 
+	// A role that another one implies can be the only one of a credential, which then only looks.
+	look := rows[object](with("first"), "application", "credential", "create", "--role", "reader", "look")
+	reader := as(map[string]string{
+		"OS_AUTH_TYPE": "v3applicationcredential", "OS_APPLICATION_CREDENTIAL_ID": look["id"].(string), "OS_APPLICATION_CREDENTIAL_SECRET": look["secret"].(string),
+	})
+	if list := rows[[]object](reader, "volume", "list"); len(list) != 0 {
+		t.Errorf("volumes: %v", list)
+	}
+	refused(reader, "HTTP 403", "volume", "create", "--size", "1", "x")
+	with("first").run("application", "credential", "delete", "look")
+	if list := rows[[]object](admin, "role", "list"); len(list) != 4 {
+		t.Errorf("roles: %v", list)
+	}
+
 	cred := rows[object](with("first"), "application", "credential", "create", "--role", "member", "ci")
 	program := as(map[string]string{
 		"OS_AUTH_TYPE": "v3applicationcredential", "OS_APPLICATION_CREDENTIAL_ID": cred["id"].(string), "OS_APPLICATION_CREDENTIAL_SECRET": cred["secret"].(string),
