@@ -37,7 +37,7 @@ var mutants = []mutant{
 	}, 700, true},
 	{"the first epoch out of sync makes nothing dirty of what the log names", []patch{
 		{"disk/dirty.go", "v.AddDirty(v.Doubtful())", "v.AddDirty(nil)"},
-	}, 400, true},
+	}, 1000, false},
 	{"what was confirmed once stays so, whatever is written", []patch{
 		{"disk/intent.go", "c == 0 || w.touched.at(r).Load() > c", "c == 0"},
 	}, 400, true},
