@@ -266,7 +266,7 @@ func TestNoRoomForTheRecoveryPoint(t *testing.T) {
 	b.fs.SetTotal(total - free + 4<<20)
 	c.act(control.ActionSync)
 	g := c.await("available", "inactive", "5")
-	if !strings.Contains(g.Reason, "recovery point: 16777216 bytes are known to differ") {
+	if !strings.Contains(g.Reason, "recovery point: 8388608 bytes are known to differ") {
 		t.Errorf("reason %q", g.Reason)
 	}
 	b.fs.SetTotal(total)
