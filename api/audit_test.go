@@ -158,9 +158,6 @@ func TestAuditLog(t *testing.T) {
 
 // TestAuditLogFull: a line that cannot be written refuses nothing, and is seen.
 func TestAuditLogFull(t *testing.T) {
-	if _, err := os.Stat("/dev/full"); err != nil {
-		t.Skip("this system has no /dev/full")
-	}
 	r, reg := newAudited(t, "/dev/full")
 	a := r.v2("POST", "/volumes", `{"volume":{"size":10,"availability_zone":"az1"}}`)
 	r.is(a, 202)

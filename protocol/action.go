@@ -64,7 +64,8 @@ type LeaseWait struct{ Store bool }
 // MarkAllDirty marks volumes entirely dirty, durably: those of the named pairs.
 type MarkAllDirty struct{ Pairs []lockstep.PairID }
 
-// DirtyFromIntent makes every region of the write-intent log dirty, durably.
+// DirtyFromIntent makes every region dirty, durably, of which the write-intent log leaves it in doubt whether both
+// sides have the same. Until the next ClearDirty nothing else becomes so: writes of these modes set their bits themselves.
 type DirtyFromIntent struct{}
 
 // ClearDirty empties the dirty maps.

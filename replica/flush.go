@@ -103,10 +103,10 @@ func (v *Volume) idleRounds() uint64 {
 	return 0
 }
 
-// flushAndClear flushes both sides and then clears marks of what choose gives, called after the
-// snapshot of the log and before the flushes. Nothing is cleared unless, all the while, the volume
-// was two-sided on one link, whose secondary is in its recorded life [F6]. Nor are marks of regions that
-// were written in the last idle rounds.
+// flushAndClear flushes both sides and then confirms, and clears the marks of, what choose gives, called after
+// the snapshot of the log and before the flushes. Neither is done unless, all the while, the volume was
+// two-sided on one link, whose secondary is in its recorded life [F6]. Marks of regions that were written in the
+// last idle rounds stay.
 func (v *Volume) flushAndClear(idle uint64, choose func(marked []lockstep.Extent) []lockstep.Extent) error {
 	v.mu.Lock()
 	gen, mode, l, epoch, changed := v.gen, v.mode, v.link, v.epoch, v.changed
