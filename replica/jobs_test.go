@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstep-dr/lockstep"
+	"github.com/lockstep-dr/lockstep/disk/vfs"
 	"github.com/lockstep-dr/lockstep/protocol"
 	"github.com/lockstep-dr/lockstep/wire"
 )
@@ -144,6 +145,39 @@ func TestMarksAreKeptWhileIdle(t *testing.T) {
 		round(true, "written in between")
 	}
 	round(false, "idle for long enough")
+}
+
+// TestFlushOfAnotherModeConfirmsNothing: when the mode changes while both sides flush, nothing is confirmed, also
+// where the secondary's answer has come: it may be of a life that no record names.
+func TestFlushOfAnotherModeConfirmsNothing(t *testing.T) {
+	for range 20 { // the answer and the change are there at once, and either may be looked at first
+		b := newBed(t)
+		b.v.keepMarks = 30
+		f := b.link(1)
+		b.twoSided(f, 1)
+		if err := b.d.MarkIntent(0, 4096); err != nil {
+			t.Fatal(err)
+		}
+		b.fs.OnOp(func(op vfs.Op) error {
+			if op != "raw:fdatasync" {
+				return nil
+			}
+			h := f.next()
+			f.l.mu.Lock()
+			f.l.calls[h.Seq] <- reply{}
+			delete(f.l.calls, h.Seq)
+			f.l.mu.Unlock()
+			b.v.setMode(protocol.ModeHeld, 1, f.l, nil, "")
+			b.fs.OnOp(nil)
+			return nil
+		})
+		if err := b.v.backgroundFlush(); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.d.Doubtful(); len(got) == 0 {
+			t.Fatal("confirmed")
+		}
+	}
 }
 
 // TestOnlyWhatIsDoubtfulBecomesDirty: of the regions whose marks are kept for the next write, a pause makes
